@@ -1,0 +1,46 @@
+# Two commands: `make smoke` and `make test`. Everything happens in .venv; delete it to start over.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+CONSTRAINTS := --constraint constraints.txt
+
+.PHONY: smoke test check lint types contracts bench clean
+
+smoke: $(VENV)/installed
+	$(BIN)/kdconsole --headless smoke
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+check: lint types contracts
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-test
+	$(BIN)/mypy
+
+contracts: $(VENV)/installed-test
+	$(BIN)/lint-imports
+
+bench: $(VENV)/installed
+	$(BIN)/python bench/kd_loss.py
+	$(BIN)/python bench/projection.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+$(VENV)/bin/python:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is too old; expected Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install $(CONSTRAINTS) --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) install $(CONSTRAINTS) --editable '.[test]'
+	@touch $@

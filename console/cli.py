@@ -1,0 +1,295 @@
+"""The command line, `kdconsole`: options, and the one place where errors become a message and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from console.config_command import config_group
+from engine.errors import ExitCode, KdError
+
+if TYPE_CHECKING:
+    from console.report import Result
+    from engine.config import RunConfig
+
+EXIT_CODES = """\b
+Exit codes:
+  0    every fatal and gate verdict is PASS
+  1    one of them is FAIL
+  2    wrong usage, configuration, model or data
+  3    the host could not be reached
+  4    time-out or stall, or a budget that ended a smoke before its tenth step
+  5    the run crashed, or one of the verdicts is undecided
+  130  interrupted
+"""
+
+
+@click.group(epilog=EXIT_CODES, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--headless", is_flag=True, help="Run without a screen; for smoke, train and attach.")
+@click.option("--debug", is_flag=True, envvar="KDCONSOLE_DEBUG", help="Show tracebacks.")
+@click.version_option(metadata.version("kdconsole"), "-V", "--version", prog_name="kdconsole")
+@click.pass_context
+def cli(context: click.Context, headless: bool, debug: bool) -> None:
+    """Operator console for knowledge-distillation runs.
+
+    \b
+    Start here:
+      kdconsole --headless smoke                 60 s on the built-in models, then go or no-go
+      kdconsole --headless smoke CONFIG          the same for your teacher, student and data
+      kdconsole config init > config.yaml        a configuration to start from
+    """
+    context.obj = {"headless": headless, "debug": debug}
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+cli.add_command(config_group)
+
+
+def _evidence_option(command: Any) -> Any:
+    return click.option(
+        "--evidence",
+        metavar="DIR",
+        default="evidence",
+        show_default=True,
+        envvar="KDCONSOLE_EVIDENCE",
+        type=click.Path(path_type=Path),
+        help="Where run directories live.",
+    )(command)
+
+
+def _run_options(command: Any) -> Any:
+    """What smoke and train share."""
+    for decorate in (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
+        click.option("--quiet", "-q", is_flag=True, help="No narration on standard error."),
+        click.option("--name", metavar="TEXT", help="What you call this run; kept in its manifest."),
+        _evidence_option,
+        click.option("--contract", metavar="FILE", help="YAML file of falsifiers instead of the built-in ones."),
+        click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Set any key, such as train.steps=500."),
+        click.option("--data", metavar="PATH", help="Text file, directory, token shards, or builtin:stdlib."),
+        click.option("--student", metavar="DIR", help="Student's model directory, or builtin:student."),
+        click.option("--teacher", metavar="DIR", help="Teacher's model directory, or builtin:teacher."),
+    ):
+        command = decorate(command)
+    return command
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option("--budget", metavar="SECONDS", help="Seconds from the engine's start to its end.  [default: 60]")
+@click.option("--max-steps", metavar="N", help="Make exactly N steps, unless the budget ends first.")
+@click.option("--project-to", metavar="N", help="Steps of the run to project the wall time of.  [default: 50000]")
+@_run_options
+@click.pass_context
+def smoke(
+    context: click.Context,
+    config: Path | None,
+    budget: str | None,
+    max_steps: str | None,
+    project_to: str | None,
+    **options: Any,
+) -> None:
+    """Distil for a minute, judge every falsifier, project the real run, and say GO or NO-GO.
+
+    CONFIG is a YAML file; without it the built-in models are taken and nothing is needed.
+
+    \b
+    Examples:
+      kdconsole --headless smoke
+      kdconsole --headless smoke config.yaml --budget 120 --project-to 20000
+      kdconsole --headless smoke --teacher ~/models/big --student ~/models/small --data corpus/
+    """
+    flags = {"smoke.budget_seconds": budget, "smoke.max_steps": max_steps, "smoke.project_to": project_to}
+    _start(context, config, "smoke", flags, **options)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("config", type=click.Path(path_type=Path))
+@_run_options
+@click.pass_context
+def train(context: click.Context, config: Path, **options: Any) -> None:
+    """Train to the last step and write the model. Ctrl-C leaves the run going and says how to stop it.
+
+    This version keeps no intermediate checkpoints and refuses runs of 5,000 steps or more.
+    """
+    _start(context, config, "train", {}, **options)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+@click.option("--quiet", "-q", is_flag=True, help="No narration on standard error.")
+@_evidence_option
+@click.pass_context
+def attach(context: click.Context, run: str, as_json: bool, quiet: bool, evidence: Path) -> None:
+    """Follow a run that is going on, or report on one that has ended. RUN is an id, its beginning, or a directory."""
+    from console import headless
+    from dispatch.runs import resolve_run
+
+    _require_headless(context, "attach")
+    _finish(headless.attach(resolve_run(evidence, run), _narrator(quiet)), as_json)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--grace", type=click.FloatRange(min=0), default=300.0, show_default=True, help="Seconds to wait.")
+@click.option("--kill", is_flag=True, help="SIGKILL after the grace.")
+@_evidence_option
+def stop(run: str, grace: float, kill: bool, evidence: Path) -> None:
+    """Ask a run to stop, and wait until it has. RUN is an id, its beginning, or a directory."""
+    import asyncio
+
+    from dispatch import runs
+    from dispatch.transport import LocalTransport
+
+    target = runs.resolve_run(evidence, run)
+    done = asyncio.run(runs.stop(LocalTransport(), target.path, grace=grace, kill=kill))
+    how = f": {done.exit.describe()}" if done.exit else ""
+    click.echo(f"{target.id}: {done.result.replace('_', ' ')}{how}")
+    if done.result == "still_running":
+        sys.exit(ExitCode.TIMEOUT)
+
+
+@cli.command("runs")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@_evidence_option
+def list_runs(as_json: bool, evidence: Path) -> None:
+    """List the runs in the evidence directory, newest first."""
+    import asyncio
+
+    from dispatch import runs
+    from dispatch.transport import LocalTransport
+
+    async def states() -> list[tuple[runs.RunDir, str, str]]:
+        rows = []
+        for each in runs.find_runs(evidence):
+            told = await runs.status(LocalTransport(), each.path)
+            rows.append((each, told.state, told.exit.describe() if told.exit else ""))
+        return rows
+
+    rows = asyncio.run(states())
+    if as_json:
+        keys = ("id", "mode", "created", "state", "exit")
+        listed = [dict(zip(keys, (r.id, r.manifest.mode, r.manifest.created, s, e), strict=True)) for r, s, e in rows]
+        click.echo(json.dumps({"schema": "kdconsole.runs/1", "runs": listed}, indent=2))
+        return
+    for each, state, how in rows:
+        click.echo(f"{each.id}  {each.manifest.created}  {state:8}  {how}")
+    if not rows:
+        click.echo(f"no runs in {evidence}; kdconsole --headless smoke makes one", err=True)
+
+
+def _start(
+    context: click.Context,
+    file: Path | None,
+    mode: str,
+    flags: dict[str, str | None],
+    *,
+    teacher: str | None,
+    student: str | None,
+    data: str | None,
+    sets: tuple[str, ...],
+    contract: str | None,
+    evidence: Path,
+    name: str | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Reads the configuration, makes the run, reports."""
+    from console import headless
+    from engine.config import load_config
+    from engine.yaml_io import parse_value
+
+    _require_headless(context, mode)
+    try:
+        texts = {"teacher": teacher, "student": student, "data.path": data, "contract": contract}
+        # A flag's text is read as YAML reads it, so that `--budget ten` is told apart from a number like anywhere else.
+        numbers = {key: None if text is None else parse_value(text, key) for key, text in flags.items()}
+        config = load_config(
+            file,
+            sets=sets,
+            environ=os.environ,
+            template=None if file else "builtin",
+            overrides={"mode": mode, **texts, **numbers},
+        )
+        _refuse_unsaved(config)
+        result = headless.run(headless.Job(config, evidence, name), _narrator(quiet))
+    except KdError as error:
+        if as_json:
+            failed = {"schema": "kdconsole.error/1", "error": str(error), "exit_code": int(error.exit_code)}
+            click.echo(json.dumps(failed, indent=2))
+        raise
+    _finish(result, as_json)
+
+
+def _refuse_unsaved(config: RunConfig) -> None:
+    from console.headless import LONG_RUN_STEPS
+    from engine.errors import ConfigError
+
+    if config.mode == "train" and config.train.steps >= LONG_RUN_STEPS:
+        raise ConfigError(
+            f"train.steps: {config.train.steps:,}: this version keeps no intermediate checkpoints",
+            expected=f"fewer than {LONG_RUN_STEPS:,} steps",
+            do="smoke this configuration now, and train it with a version that keeps checkpoints",
+        )
+
+
+def _require_headless(context: click.Context, command: str) -> None:
+    if not context.obj["headless"]:
+        raise click.UsageError(f"{command} has no screen in this version; use: kdconsole --headless {command} …")
+
+
+def _narrator(quiet: bool) -> Any:
+    from rich.console import Console
+
+    from console.narration import Narrator
+
+    return Narrator(Console(stderr=True, highlight=False), quiet)
+
+
+def _finish(result: Result | None, as_json: bool) -> None:
+    """Prints the report and leaves with the run's exit code; 0 when the operator let go of a run that goes on."""
+    from rich.console import Console
+
+    from console import report
+
+    if result is None:
+        return
+    if as_json:
+        click.echo(json.dumps(report.document(result), indent=2, allow_nan=False))
+    else:
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=140)
+        console.print(report.table(result))
+    sys.exit(result.exit_code)
+
+
+def main() -> NoReturn:
+    """Entry point: errors that a user can cause become one message on standard error and their exit code."""
+    debug = "--debug" in sys.argv[1:] or bool(os.environ.get("KDCONSOLE_DEBUG"))
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else ExitCode.OK)
+    except KdError as error:
+        if debug:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ExitCode.USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.OK)

@@ -1,0 +1,196 @@
+"""Runs without a screen: launch, follow, judge again, report, exit code. What the dashboard does, without drawing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from console.narration import Narrator
+from console.report import Result
+from console.run_state import Reducer, RunState
+from dispatch import runs
+from dispatch.follower import Batch, Follower
+from dispatch.transport import LocalTransport, Transport
+from engine.config import RunConfig
+from engine.errors import ConfigError, ExitCode, KdError, RunError
+from engine.falsifiers import builtin_contract, exit_code_of, parse_contract
+from engine.formats import inspect_model_dir, resolve_builtin
+from engine.vocabulary import check_vocabulary
+
+SILENCE_SECONDS = 60.0
+"""A run that sends not even a heartbeat for this long is stalled."""
+STOP_GRACE_SECONDS = 30.0
+MAX_CONTRACT_BYTES = 1 << 20
+LONG_RUN_STEPS = 5_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to make: what, where, and whether Ctrl-C stops it or lets it go on."""
+
+    config: RunConfig
+    evidence: Path
+    name: str | None = None
+
+    @property
+    def stops_on_interrupt(self) -> bool:
+        """A smoke is waited for and dies with the wait; a long run is only watched."""
+        return self.config.mode == "smoke"
+
+
+def check(config: RunConfig) -> str:
+    """Everything that can be refused before a process is started; returns the contract's text.
+
+    Raises:
+        ConfigError, ModelError: what is wrong, in one message.
+    """
+    text = contract_text(config)
+    parse_contract(text, config.contract.path)
+    student_source = config.student.path or config.student.from_ or ""
+    random = config.student.init == "random" or (config.student.init == "auto" and student_source == "builtin:student")
+    student = inspect_model_dir(resolve_builtin(student_source), "student", need_weights=not random)
+    if config.teacher is not None:
+        teacher = inspect_model_dir(resolve_builtin(config.teacher.path), "teacher")
+        check_vocabulary(teacher.vocab_size, student.vocab_size, teacher.tokenizer_dir, student.tokenizer_dir)
+    return text
+
+
+def contract_text(config: RunConfig) -> str:
+    """The YAML of the contract that a configuration names.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if config.contract.path == "builtin":
+        return builtin_contract(config.mode)
+    path = Path(config.contract.path)
+    try:
+        if path.stat().st_size > MAX_CONTRACT_BYTES:
+            raise ConfigError(f"contract {path}: {path.stat().st_size:,} bytes", expected=f"at most {MAX_CONTRACT_BYTES:,}")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"contract {path}: {error.strerror}", expected="a YAML file or builtin") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"contract {path}: not UTF-8", expected="a YAML file") from None
+
+
+def run(job: Job, narrator: Narrator) -> Result | None:
+    """Makes a run and follows it to its end; None when the operator let go of one that goes on."""
+    text = check(job.config)
+    return asyncio.run(_run(job, text, narrator))
+
+
+def attach(run_dir: runs.RunDir, narrator: Narrator) -> Result | None:
+    """Follows a run that exists, running or ended, to its end."""
+    return asyncio.run(_follow_run(run_dir, LocalTransport(), narrator, False, None, 0.0))
+
+
+async def _run(job: Job, text: str, narrator: Narrator) -> Result | None:
+    started = time.monotonic()
+    run_dir = runs.create_run(job.config, evidence=job.evidence, contract_text=text, name=job.name)
+    narrator.say(f"run {run_dir.id} in {run_dir.path}")
+    transport = LocalTransport()
+    await runs.launch(transport, run_dir.path)
+    budget = job.config.smoke.budget_seconds if job.config.mode == "smoke" else None
+    launch_seconds = time.monotonic() - started
+    return await _follow_run(run_dir, transport, narrator, job.stops_on_interrupt, budget, launch_seconds)
+
+
+async def _follow_run(
+    run_dir: runs.RunDir,
+    transport: Transport,
+    narrator: Narrator,
+    stops_on_interrupt: bool,
+    budget: float | None,
+    launch_seconds: float,
+) -> Result | None:
+    contract = parse_contract((run_dir.path / "contract.yaml").read_text(encoding="utf-8"), "contract.yaml")
+    reducer = Reducer(contract)
+    overdue = None if budget is None else time.monotonic() + budget + SILENCE_SECONDS
+    interrupt = asyncio.Event()
+    stopping: asyncio.Task[runs.Stop] | None = None
+    last: Batch | None = None
+    problem: KdError | None = None
+    with _interrupts(interrupt), narrator.watching(run_dir.manifest.mode, budget):
+        try:
+            async for batch in Follower(transport, run_dir.path, run_dir.run).batches():
+                last = batch
+                narrator.show(reducer.feed(batch.events), batch)
+                if interrupt.is_set():
+                    interrupt.clear()
+                    if not stops_on_interrupt:
+                        narrator.detached(run_dir.id)
+                        return None
+                    narrator.say("stopping; the run commits what it has. Ctrl-C again ends it at once")
+                    again = stopping is not None
+                    stopping = asyncio.create_task(_stop(transport, run_dir, kill_after=0 if again else None))
+                late = overdue is not None and time.monotonic() > overdue
+                if (batch.silent_seconds > SILENCE_SECONDS or late) and problem is None:
+                    problem = RunError(
+                        f"no end {SILENCE_SECONDS:g} s after the budget"
+                        if late
+                        else f"nothing heard from the run for {batch.silent_seconds:.0f} s"
+                    )
+                    narrator.say(f"{problem}; ending it")
+                    stopping = asyncio.create_task(_stop(transport, run_dir, kill_after=5.0))
+        finally:
+            if stopping is not None:
+                with contextlib.suppress(KdError):
+                    await stopping
+    state = reducer.state
+    result = _conclude(run_dir, state, last, problem, launch_seconds)
+    runs.seal(run_dir.path)
+    return result
+
+
+async def _stop(transport: Transport, run_dir: runs.RunDir, kill_after: float | None) -> runs.Stop:
+    grace = STOP_GRACE_SECONDS if kill_after is None else kill_after
+    return await runs.stop(transport, run_dir.path, grace=grace, kill=True)
+
+
+def _conclude(
+    run_dir: runs.RunDir, state: RunState, last: Batch | None, problem: KdError | None, launch_seconds: float
+) -> Result:
+    """Status, reason and exit code, from the `end` event, the exit record and our own judgement."""
+    end, record = state.end, last.ended if last else None
+    if problem is not None:
+        status, reason, code = "TIMEOUT", str(problem), ExitCode.TIMEOUT
+    elif end is None:
+        status, code = "CRASHED", ExitCode.UNDECIDED
+        how = "its end was not recorded" if record is None else record.describe()
+        reason = f"the run ended without an end event in phase {state.phase}: {how}; see launch.log"
+    else:
+        status, reason, code = end.status, end.reason, ExitCode(end.exit_code)
+        # The engine's word counts only where our own judgement of the same stream says the same.
+        if end.status == "COMPLETED" or code == ExitCode.FAILED:
+            judged = exit_code_of(state.judged)
+            if state.disagreements or judged not in (code, ExitCode.OK):
+                status, reason, code = "DISPUTED", "engine and console judge differently", ExitCode.UNDECIDED
+    return Result(
+        id=run_dir.id,
+        mode=run_dir.manifest.mode,
+        state=state,
+        exit_code=code,
+        status=status,
+        reason=reason,
+        evidence=run_dir.path,
+        launch_seconds=launch_seconds,
+    )
+
+
+@contextlib.contextmanager
+def _interrupts(event: asyncio.Event) -> Iterator[None]:
+    """While inside, Ctrl-C and SIGTERM set the event instead of ending the process."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, event.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

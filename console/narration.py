@@ -1,0 +1,110 @@
+"""What a headless run tells on standard error while it goes: a moving line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from console.report import duration
+from console.run_state import RunState
+from dispatch.follower import Batch
+from engine.human import human_lines
+from engine.stream import Eval, Log, Phase, Run, Verdict
+
+PLAIN_SECONDS = 5.0
+"""Between two step lines where there is no terminal."""
+
+
+class Narrator:
+    """Tells how a run goes.
+
+    Args:
+        console: standard error.
+        quiet: say errors and warnings only.
+    """
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self._console, self._quiet = console, quiet
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._budget: float | None = None
+        self._started = self._told = 0.0
+
+    def say(self, text: str) -> None:
+        """One line, shown as text and never as markup."""
+        if not self._quiet:
+            self._console.print(Text(text), soft_wrap=True)
+
+    def detached(self, run_id: str) -> None:
+        """The operator let go of a run that goes on."""
+        self.say(f"left; the run goes on. kdconsole --headless attach {run_id} to watch, kdconsole stop {run_id} to stop")
+
+    @contextlib.contextmanager
+    def watching(self, mode: str, budget: float | None) -> Iterator[None]:
+        """Shows progress while inside.
+
+        Args:
+            mode: smoke or train.
+            budget: seconds after which a smoke ends.
+        """
+        self._budget, self._started = budget, time.monotonic()
+        if self._quiet or not self._console.is_terminal:
+            yield
+            return
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._progress.add_task(f"{mode}: starting", total=1.0)
+        try:
+            with self._progress:
+                yield
+        finally:
+            self._progress = None
+
+    def show(self, state: RunState, batch: Batch) -> None:
+        """What a batch brought, and where the run stands now."""
+        for event in batch.events:
+            telling = isinstance(event, Phase | Eval | Run | Log) or (
+                isinstance(event, Verdict) and event.verdict != "PASS"
+            )
+            if telling:
+                for line in human_lines(event, state.run):
+                    self.say(line)
+        if batch.silent_seconds > 15:
+            self.say(f"nothing heard for {batch.silent_seconds:.0f} s in phase {state.phase}")
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=_where(state), completed=self._fraction(state))
+        elif state.last_step is not None and batch.events and time.monotonic() - self._told > PLAIN_SECONDS:
+            self._told = time.monotonic()
+            self.say(_where(state))
+
+    def _fraction(self, state: RunState) -> float:
+        """How much is done: of the steps or of the budget, whichever is further."""
+        steps = state.last_step.step / state.target_steps if state.last_step and state.target_steps else 0.0
+        spent = (time.monotonic() - self._started) / self._budget if self._budget else 0.0
+        return min(1.0, max(steps, spent))
+
+
+def _where(state: RunState) -> str:
+    """One line: phase, step of total, loss, held-out loss, and for a long run the time left."""
+    if state.last_step is None:
+        return state.phase
+    step, total = state.last_step, state.target_steps or 0
+    text = f"{state.phase}  step {step.step:,}/{total:,}  loss {step.loss:.4f}"
+    if state.evals:
+        text += f"  held-out {state.evals[-1].loss:.4f}"
+    if state.run is not None and state.run.mode == "train" and step.step:
+        began = next((p.started for p in state.phases if p.name == "train"), state.first_t)
+        left = (step.t - began) / step.step * (total - step.step)
+        text += f"  {duration(left)} left"
+    return text

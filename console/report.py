@@ -1,0 +1,237 @@
+"""The end of a run as a table for people and as one JSON document for programs; both from the same state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from console.run_state import RunState
+from engine.errors import ExitCode
+from engine.human import projected_line, smoke_line
+from engine.stream import Eval, Step, Verdict
+
+SCHEMA = "kdconsole.run/1"
+_GLYPHS = {"PASS": ("✔", "green"), "FAIL": ("✘", "bold red"), "PENDING": ("◌", "yellow"), "UNKNOWN": ("?", "yellow")}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run that is over, as the front end concluded it."""
+
+    id: str
+    mode: str
+    state: RunState
+    exit_code: ExitCode
+    status: str
+    reason: str
+    evidence: Path
+    launch_seconds: float
+
+    @property
+    def decision(self) -> str:
+        """`GO` or `NO-GO` for a smoke, else the status."""
+        if self.mode != "smoke":
+            return self.status
+        return "GO" if self.exit_code == ExitCode.OK else "NO-GO"
+
+
+def document(result: Result) -> dict[str, Any]:
+    """Everything that the table has; non-finite numbers as the strings that the stream uses."""
+    state, end = result.state, result.state.end
+    summary = end.summary if end else {}
+    projection = state.projection
+    return _finite(
+        {
+            "schema": SCHEMA,
+            "run": state.run.run if state.run else None,
+            "id": result.id,
+            "mode": result.mode,
+            "decision": result.decision,
+            "status": result.status,
+            "reason": result.reason,
+            "exit_code": int(result.exit_code),
+            "steps": end.steps if end else (state.last_step.step if state.last_step else 0),
+            "seconds": end.seconds if end else state.last_t - state.first_t,
+            "launch_seconds": result.launch_seconds,
+            "train_seconds": summary.get("train_seconds"),
+            "initial_loss": state.first_step.loss if state.first_step else None,
+            "final_loss": state.last_step.loss if state.last_step else None,
+            "train_initial": _losses(state.first_step),
+            "train_final": _losses(state.last_step),
+            "heldout_initial": state.evals[0].loss if state.evals else None,
+            "heldout_final": state.evals[-1].loss if len(state.evals) > 1 else None,
+            "heldout_first": _losses(state.evals[0] if state.evals else None),
+            "heldout_last": _losses(state.evals[-1] if len(state.evals) > 1 else None),
+            "agreement_initial": state.evals[0].agreement if state.evals else None,
+            "agreement_final": state.evals[-1].agreement if len(state.evals) > 1 else None,
+            "throughput": summary.get("steps_per_second"),
+            "tokens_per_second": summary.get("tokens_per_second"),
+            "peak_memory_bytes": summary.get("peak_device_bytes", summary.get("peak_rss_bytes")),
+            "device": None if state.run is None else {"type": state.run.device, "name": state.run.device_name},
+            "precision": state.run.precision if state.run else None,
+            "config_fingerprint": state.run.config if state.run else None,
+            "gate_fingerprint": state.run.gate if state.run else None,
+            "phases": [{"name": p.name, "seconds": p.seconds} for p in state.phases],
+            "projection": None
+            if projection is None
+            else {
+                "target_steps": projection.target_steps,
+                "p10_seconds": projection.p10_seconds,
+                "p50_seconds": projection.p50_seconds,
+                "p90_seconds": projection.p90_seconds,
+                "step_seconds": projection.step_seconds,
+                "fixed_seconds": projection.fixed_seconds,
+            },
+            "verdicts": [
+                {
+                    "id": v.id,
+                    "verdict": v.verdict,
+                    "severity": v.severity,
+                    "claim": v.claim,
+                    "expected": v.expected,
+                    "observed": v.observed,
+                    "step": v.step,
+                }
+                for v in state.judged
+            ],
+            "disagreements": state.disagreements,
+            "evidence": str(result.evidence),
+        }
+    )
+
+
+def table(result: Result) -> RenderableType:
+    """What an operator reads: the decision first, then why."""
+    state, end = result.state, result.state.end
+    parts: list[RenderableType] = []
+    if result.mode == "smoke":
+        if end is not None and "final_loss" in end.summary:
+            parts.append(Text(smoke_line(end)))
+        if state.projection is not None:
+            parts.append(Text(projected_line(state.projection)))
+    parts.append(_headline(result))
+    parts.append(_losses_table(state))
+    parts.append(_facts(result))
+    if state.judged:
+        parts.append(_verdicts(state.judged))
+    parts += [Text(f"✘ verdicts disagree: {line}", style="bold red") for line in state.disagreements]
+    parts.append(Text(f"evidence  {result.evidence}"))
+    return Group(*parts)
+
+
+def _headline(result: Result) -> Text:
+    good = result.exit_code == ExitCode.OK
+    text = Text()
+    text.append(f"\n {'✔' if good else '✘'} {result.decision} ", style="bold green" if good else "bold red")
+    text.append(f" {result.reason}")
+    failing = [v.id for v in result.state.judged if v.verdict == "FAIL" and v.severity != "warn"]
+    undecided = [v.id for v in result.state.judged if v.verdict in ("PENDING", "UNKNOWN") and v.severity != "warn"]
+    if failing:
+        text.append(f"\n   FAIL: {', '.join(failing)}", style="bold red")
+    if undecided and not good:
+        text.append(f"\n   undecided: {', '.join(undecided)}", style="yellow")
+    return text
+
+
+def _losses_table(state: RunState) -> RenderableType:
+    rows = []
+    if state.first_step and state.last_step:
+        rows.append(("train", state.first_step, state.last_step))
+    if len(state.evals) > 1:
+        rows.append(("held-out", state.evals[0], state.evals[-1]))
+    if not rows:
+        return Text("")
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    grid.add_column("loss (nats a token)", style="bold")
+    for name in ("first", "last", "change", "ce first", "ce last", "kd first", "kd last", "top-1 agreement"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for label, first, last in rows:
+        agreement = ""
+        if isinstance(first, Eval) and isinstance(last, Eval) and first.agreement is not None and last.agreement is not None:
+            agreement = f"{first.agreement:.1%} to {last.agreement:.1%}"
+        change = (last.loss - first.loss) / first.loss if first.loss else math.nan
+        grid.add_row(
+            label,
+            f"{first.loss:.4f}",
+            f"{last.loss:.4f}",
+            f"{change:+.1%}",
+            f"{first.ce:.4f}",
+            f"{last.ce:.4f}",
+            f"{first.kd:.4f}",
+            f"{last.kd:.4f}",
+            agreement,
+        )
+    return Group(Text(""), grid)
+
+
+def _facts(result: Result) -> RenderableType:
+    state, end = result.state, result.state.end
+    summary = end.summary if end else {}
+    grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
+    phases = "  ".join(f"{p.name} {p.seconds:.1f}" for p in state.phases)
+    grid.add_row("phases (s)", f"{phases}  (launch {result.launch_seconds:.1f})")
+    if state.run is not None:
+        run = state.run
+        grid.add_row("run", f"{run.student} on {run.teacher or 'no teacher'}, {run.device} {run.device_name}, {run.precision}")
+    if "tokens_per_second" in summary:
+        peak = summary.get("peak_device_bytes", summary.get("peak_rss_bytes", math.nan))
+        grid.add_row(
+            "speed",
+            f"{summary['tokens_per_second']:,.0f} tokens/s, {summary['steps_per_second']:.2f} step/s, "
+            f"memory peak {peak / 2**30:.2f} GiB",
+        )
+    p = state.projection
+    if p is not None:
+        grid.add_row(
+            "projection",
+            f"{p.target_steps:,} steps in {duration(p.p50_seconds)} ({duration(p.p10_seconds)} to "
+            f"{duration(p.p90_seconds)}), {p.step_seconds:.3f} s a step, {duration(p.fixed_seconds)} around them",
+        )
+    return Group(Text(""), grid)
+
+
+def _verdicts(verdicts: tuple[Verdict, ...]) -> RenderableType:
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    grid.add_column("verdict", no_wrap=True)
+    grid.add_column("falsifier", no_wrap=True)
+    grid.add_column("expected", overflow="fold")
+    grid.add_column("observed", overflow="fold")
+    grid.add_column("step", justify="right")
+    order = {"FAIL": 0, "UNKNOWN": 1, "PENDING": 2, "PASS": 3}
+    for v in sorted(verdicts, key=lambda v: order.get(v.verdict, 0)):
+        glyph, style = _GLYPHS.get(v.verdict, ("?", "yellow"))
+        word = Text(f"{glyph} {v.verdict}" + (" (warn)" if v.severity == "warn" else ""), style=style)
+        grid.add_row(word, v.id, Text(v.expected), Text(v.observed), str(v.step))
+    return Group(Text(""), grid, Text(""))
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units that matter: `25h 04m`, `3m 20s`, `12.3 s`."""
+    if not math.isfinite(seconds):
+        return str(seconds)
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600:,}h {whole % 3600 // 60:02d}m"
+
+
+def _losses(event: Step | Eval | None) -> dict[str, float] | None:
+    return None if event is None else {"total": event.loss, "ce": event.ce, "kd": event.kd}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,284 @@
+"""Run directories and what is done with them: create, launch, ask, stop, find, seal.
+
+Launching, asking and stopping go through a transport and the supervisor on the host, the same way here and elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Literal
+
+from dispatch.manifest import (
+    CONFIG,
+    CONTRACT,
+    MANIFEST,
+    SMALL_FILES,
+    Manifest,
+    RunStatus,
+    decode,
+    host_facts,
+    iso_utc,
+    read_manifest,
+    versions,
+    write_manifest,
+    write_sums,
+)
+from dispatch.supervisor import KILL_SECONDS, START_SECONDS, STOP_GRACE_SECONDS, write_atomic
+from dispatch.transport import Completed, Transport
+from engine.config import RunConfig, fingerprint, gate_fingerprint, to_yaml
+from engine.errors import RunError
+from engine.text import clean
+
+SUPERVISOR = ("-m", "dispatch.supervisor")
+"""How Python is told to run the supervisor: as a module, or as a copied file's path where this package is missing."""
+
+_STILL_RUNNING = 4
+_SLACK_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """A run directory on this machine."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def id(self) -> str:
+        """The run's name in its evidence directory."""
+        return self.manifest.id
+
+    @property
+    def run(self) -> str:
+        """The run's uuid."""
+        return self.manifest.run
+
+
+class Launch(RunStatus, frozen=True, kw_only=True):
+    """What became of a start; a second start of the same run starts nothing and says so."""
+
+    result: Literal["started", "already_running", "already_ended"]
+
+
+class Stop(RunStatus, frozen=True, kw_only=True):
+    """What became of a stop. `stopped`: the end was seen. `killed`: it took SIGKILL."""
+
+    result: Literal["stopped", "already_ended", "still_running"]
+    killed: bool = False
+
+
+def create_run(config: RunConfig, *, evidence: Path, contract_text: str, name: str | None = None) -> RunDir:
+    """Makes the directory of a new run, durable and complete but for the run itself.
+
+    Args:
+        config: everything that decides the result; written resolved as config.yaml.
+        evidence: where run directories live; made if missing.
+        contract_text: the contract's YAML, kept with the run as contract.yaml.
+        name: what the operator calls the run.
+
+    Raises:
+        RunError: `evidence` is not a directory that can be written.
+    """
+    evidence = Path(os.path.abspath(evidence))
+    now = time.time()
+    try:
+        evidence.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = _make_directory(evidence, f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{config.mode}")
+        manifest = Manifest(
+            run=str(uuid.uuid4()),
+            id=path.name,
+            name=name,
+            mode=config.mode,
+            created=iso_utc(now),
+            created_unix=now,
+            host=host_facts(),
+            versions=versions(),
+            config_fingerprint=fingerprint(config),
+            gate_fingerprint=gate_fingerprint(config),
+            contract_sha256=hashlib.sha256(contract_text.encode()).hexdigest(),
+        )
+        write_atomic(path / CONFIG, to_yaml(config).encode())
+        write_atomic(path / CONTRACT, contract_text.encode())
+        # The manifest comes last: a directory that has one is whole.
+        write_manifest(path, manifest)
+        _sync_directory(evidence)
+    except OSError as error:
+        raise RunError(
+            f"{evidence}: {error.strerror}",
+            expected="a directory that can be written",
+            do="choose one with --evidence DIR",
+        ) from None
+    return RunDir(path, manifest)
+
+
+def _make_directory(evidence: Path, stem: str) -> Path:
+    while True:
+        path = evidence / f"{stem}-{secrets.token_hex(3)}"
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            if not evidence.is_dir():
+                raise
+            continue
+        return path
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def launch(
+    transport: Transport,
+    run_dir: str | PurePath,
+    *,
+    python: str = sys.executable,
+    command: Sequence[str] = (),
+    supervisor: Sequence[str] = SUPERVISOR,
+) -> Launch:
+    """Starts a run, detached; returns once its trainer is on record. Safe to repeat: one run starts once.
+
+    Args:
+        transport: reaches the host.
+        run_dir: the run's directory on the host, absolute.
+        python: the host's Python that runs the supervisor and the engine.
+        command: another trainer than `python -P -m engine RUN_DIR`.
+        supervisor: what `python -P` is given to run the supervisor.
+
+    Raises:
+        RunError: it could not be started, and why.
+        TransportError: the host could not be asked; whether the run started is unknown.
+    """
+    arguments = [str(run_dir), *(["--", *command] if command else [])]
+    timeout = 2 * START_SECONDS + _SLACK_SECONDS
+    done = await transport.run([python, "-P", *supervisor, "run", *arguments], timeout=timeout)
+    answer = decode(Launch, _stdout(done, transport, "cannot start the run"), f"{transport.host}: supervisor")
+    if answer.exit is not None and answer.exit.error is not None:
+        raise RunError(f"{transport.host}: {answer.exit.describe()}", do="start a new run")
+    return answer
+
+
+async def status(
+    transport: Transport,
+    run_dir: str | PurePath,
+    *,
+    python: str = sys.executable,
+    supervisor: Sequence[str] = SUPERVISOR,
+) -> RunStatus:
+    """What the host knows of a run.
+
+    Raises:
+        RunError: it is no run directory.
+        TransportError: the host could not be asked.
+    """
+    done = await transport.run([python, "-P", *supervisor, "status", str(run_dir)])
+    return decode(RunStatus, _stdout(done, transport, "cannot tell the run's state"), f"{transport.host}: supervisor")
+
+
+async def stop(
+    transport: Transport,
+    run_dir: str | PurePath,
+    *,
+    grace: float = STOP_GRACE_SECONDS,
+    kill: bool = False,
+    python: str = sys.executable,
+    supervisor: Sequence[str] = SUPERVISOR,
+) -> Stop:
+    """Asks the trainer to stop and waits for the end.
+
+    Each call sends SIGTERM once; a second one tells the engine to stop at once, without a checkpoint.
+
+    Args:
+        transport: reaches the host.
+        run_dir: the run's directory on the host, absolute.
+        grace: seconds to wait for the end.
+        kill: SIGKILL to the trainer's process group after the grace.
+        python: the host's Python.
+        supervisor: what `python -P` is given to run the supervisor.
+
+    Raises:
+        RunError: there is nothing to stop.
+        TransportError: the host could not be asked; whether the run stops is unknown.
+    """
+    options = ["--grace", str(grace), *(["--kill"] if kill else [])]
+    timeout = grace + (KILL_SECONDS if kill else 0.0) + _SLACK_SECONDS
+    done = await transport.run([python, "-P", *supervisor, "stop", str(run_dir), *options], timeout=timeout)
+    output = done.stdout if done.rc == _STILL_RUNNING else _stdout(done, transport, "cannot stop the run")
+    return decode(Stop, output, f"{transport.host}: supervisor")
+
+
+def _stdout(done: Completed, transport: Transport, what: str) -> bytes:
+    if done.rc == 0:
+        return done.stdout
+    told = done.stderr.decode(errors="replace").strip().splitlines()
+    reason = told[-1].removeprefix("supervisor: ") if told else f"exit code {done.rc}"
+    raise RunError(f"{transport.host}: {what}: {clean(reason, 500)}")
+
+
+def open_run(path: Path) -> RunDir:
+    """A run directory by its path.
+
+    Raises:
+        RunError: it has no manifest of this software.
+    """
+    return RunDir(path, read_manifest(path))
+
+
+def find_runs(evidence: Path) -> list[RunDir]:
+    """The runs in an evidence directory, newest first; whatever else lies there is passed over."""
+    try:
+        entries = list(evidence.iterdir())
+    except OSError:
+        return []
+    found = []
+    for path in entries:
+        try:
+            found.append(open_run(path))
+        except RunError:
+            continue
+    return sorted(found, key=lambda each: (each.manifest.created_unix, each.id), reverse=True)
+
+
+def resolve_run(evidence: Path, name: str) -> RunDir:
+    """The run that an operator means: a directory's path, an id, or the unique beginning of one.
+
+    Raises:
+        RunError: there is none, or more than one.
+    """
+    path = Path(name)
+    if (path / MANIFEST).is_file() or os.sep in name:
+        return open_run(path)
+    runs = find_runs(evidence)
+    exact = [each for each in runs if each.path.name == name]
+    matching = exact or [each for each in runs if name and each.path.name.startswith(name)]
+    if len(matching) == 1:
+        return matching[0]
+    shown = clean(repr(name), 200)
+    if matching:
+        several = ", ".join(each.path.name for each in matching[:5]) + (", …" if len(matching) > 5 else "")
+        raise RunError(f"run {shown}: {len(matching)} runs begin so: {several}", do="give more of the name")
+    there = f"the newest there is {runs[0].path.name}" if runs else "there is none there yet"
+    raise RunError(f"run {shown}: no such run in {evidence}", expected="an id, its beginning or a path", do=there)
+
+
+def seal(run_dir: Path, names: Sequence[str] = SMALL_FILES) -> Path:
+    """Writes SHA256SUMS over an ended run's files; missing ones are left out. Returns the file.
+
+    Raises:
+        RunError: the directory cannot be written.
+    """
+    try:
+        return write_sums(run_dir, names)
+    except OSError as error:
+        raise RunError(f"{run_dir}: cannot write the checksums: {error.strerror}") from None

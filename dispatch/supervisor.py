@@ -1,0 +1,626 @@
+"""Owns one run on its host: starts the trainer, outlives whoever asked for it, and records how it ended.
+
+Standard library only and one file, so that it can be copied to a host and run there (Python 3.11 or later):
+
+    python -P supervisor.py run RUN_DIR [-- ARGV...]     start the trainer, return once it is on record
+    python -P supervisor.py status RUN_DIR               one JSON object on standard output
+    python -P supervisor.py stop RUN_DIR [--grace S] [--kill]
+
+A process is known by pid, start ticks, boot id and the run's uuid; a bare pid is never signalled. What is Linux only
+degrades elsewhere: without /proc, `ps` tells processes apart to the second; without a pidfd a signal goes to the pid
+right after the comparison; without a subreaper only orphans that stayed in the trainer's process group are found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import calendar
+import errno
+import fcntl
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn, TypedDict
+
+START_SECONDS = 60.0
+SETTLE_SECONDS = 1.0
+"""So long a helper of the trainer (a resource tracker, say) may take to notice its end and not count as an orphan."""
+ORPHAN_GRACE_SECONDS = 5.0
+"""From SIGTERM to SIGKILL for orphans."""
+UNKILLABLE_SECONDS = 30.0
+"""After this long a process that not even SIGKILL ended (stuck in the kernel) is left, and said so."""
+KILL_SECONDS = 30.0
+STOP_GRACE_SECONDS = 300.0
+RETRY_SECONDS = 600.0
+"""How long a full disk may hold up the exit record."""
+
+PASSED_NAMES = (
+    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR"),
+    *("PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "HF_HOME", "CC", "CXX"),
+)
+PASSED_PREFIXES = (
+    *("LC_", "XDG_", "TORCH", "PYTORCH_", "TRITON_", "CUDA_", "CUBLAS_", "NVIDIA_"),
+    *("OMP_", "MKL_", "OPENBLAS_"),
+)
+"""Of the caller's environment only these reach the trainer: no token and no secret by accident."""
+ALWAYS_SET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+
+
+class Identity(TypedDict):
+    """A process that cannot be mistaken for a later one with the same pid."""
+
+    pid: int
+    start_ticks: int
+    """Field 22 of /proc/PID/stat; without /proc the start time in Unix seconds."""
+    boot_id: str
+    run: str
+
+
+class Process(NamedTuple):
+    """One row of the process table."""
+
+    pid: int
+    parent: int
+    group: int
+    session: int
+    state: str
+    start_ticks: int
+    name: str
+
+    @property
+    def gone(self) -> bool:
+        """Dead, and at most waiting for its parent to notice."""
+        return self.state in ("Z", "X")
+
+
+class Refused(Exception):
+    """The command cannot be carried out; the text is one line for the operator."""
+
+
+# Processes
+
+
+def read_process(pid: int) -> Process | None:
+    """The process table's row of a pid, None when there is none."""
+    if not os.path.exists("/proc/self/stat"):
+        return next(iter(_ps("-p", str(pid))), None)
+    try:
+        raw = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name stands in parentheses and may itself contain spaces and parentheses.
+    name, _, rest = raw.partition(b"(")[2].rpartition(b")")
+    field = rest.split()
+    parent, group, session, start_ticks = (int(field[index]) for index in (1, 2, 3, 19))
+    return Process(pid, parent, group, session, field[0].decode(), start_ticks, name.decode(errors="replace"))
+
+
+def scan() -> list[Process]:
+    """Every process that can be seen."""
+    if not os.path.exists("/proc/self/stat"):
+        return _ps("-A")
+    rows = (read_process(int(entry)) for entry in os.listdir("/proc") if entry.isdigit())
+    return [row for row in rows if row is not None]
+
+
+def _ps(*selection: str) -> list[Process]:
+    """The process table where there is no /proc (macOS); the session is not told and stands as 0."""
+    command = ["ps", *selection, "-o", "pid=,ppid=,pgid=,stat=,lstart=,ucomm="]
+    environment = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL": "C", "TZ": "UTC"}
+    rows = []
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as lister:
+        for line in lister.communicate()[0].splitlines():
+            pid, parent, group, state, *start, name = line.split(maxsplit=9)
+            seconds = calendar.timegm(time.strptime(" ".join(start), "%a %b %d %H:%M:%S %Y"))
+            rows.append(Process(int(pid), int(parent), int(group), 0, state[0], seconds, name.strip()))
+    return [row for row in rows if row.pid != lister.pid]
+
+
+def boot_id() -> str:
+    """Tells one boot of the host from the next; empty where the platform does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        pass
+    command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
+def identify(pid: int, run: str) -> Identity:
+    """The identity of a process that is known to exist: this one or a child that was not reaped."""
+    row = read_process(pid)
+    if row is None:
+        raise Refused(f"process {pid} vanished from the process table")
+    return Identity(pid=pid, start_ticks=row.start_ticks, boot_id=boot_id(), run=run)
+
+
+def alive(process: Identity | None) -> bool:
+    """Whether exactly this process still runs; a zombie, another boot or a reused pid does not count."""
+    if process is None or process["boot_id"] != boot_id():
+        return False
+    row = read_process(process["pid"])
+    return row is not None and not row.gone and row.start_ticks == process["start_ticks"]
+
+
+def send_signal(process: Identity, number: int) -> bool:
+    """Signals exactly this process; False when it is gone.
+
+    The pidfd is opened first and the identity compared after: from then on the pid cannot come to mean another process.
+    """
+    try:
+        descriptor = os.pidfd_open(process["pid"]) if hasattr(os, "pidfd_open") else None
+    except OSError as error:
+        if error.errno == errno.ESRCH:
+            return False
+        descriptor = None
+    try:
+        if not alive(process):
+            return False
+        if descriptor is None:
+            os.kill(process["pid"], number)
+        else:
+            signal.pidfd_send_signal(descriptor, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+    return True
+
+
+def _become_subreaper() -> bool:
+    """Orphans of the trainer are handed to us rather than to init (Linux)."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        import ctypes
+    except ImportError:
+        return False
+    set_child_subreaper = 36
+    return bool(ctypes.CDLL(None, use_errno=True).prctl(set_child_subreaper, 1, 0, 0, 0) == 0)
+
+
+# Files of the run directory
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replaces a file at once and for good: temporary file, fsync, rename, fsync of the directory. Mode 0600."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def read_json(path: Path) -> dict[str, object] | None:
+    """A JSON object from a file; None when it is missing or is not one."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def note(run_dir: Path, event: str, **fields: object) -> None:
+    """Appends one line to supervisor.jsonl in one write, and fsyncs it."""
+    line = json.dumps({"v": 1, "t": time.time(), "event": event, **fields}).encode() + b"\n"
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(run_dir / "supervisor.jsonl", flags, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line  # A full disk tore the last line; it must not take this one with it.
+        if os.write(descriptor, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "supervisor.jsonl")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _try_note(run_dir: Path, event: str, **fields: object) -> None:
+    # A full disk must not end the supervision of a run that trains on.
+    try:
+        note(run_dir, event, **fields)
+    except OSError as error:
+        print(f"supervisor: cannot record {event}: {error}", file=sys.stderr, flush=True)
+
+
+def _identities(run_dir: Path) -> tuple[Identity | None, Identity | None, int]:
+    """Supervisor, trainer and session from supervisor.jsonl; a torn or foreign line is passed over."""
+    supervisor: Identity | None = None
+    trainer: Identity | None = None
+    session = 0
+    try:
+        lines = (run_dir / "supervisor.jsonl").read_bytes().splitlines()
+    except FileNotFoundError:
+        return None, None, 0
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("event") in ("starting", "started"):
+            supervisor, trainer = entry.get("supervisor"), entry.get("trainer")
+            session = int(entry.get("session", 0))
+    return supervisor, trainer, session
+
+
+def status(run_dir: Path) -> dict[str, object]:
+    """What is known of a run: running, ended, lost or starting (which includes: not launched yet).
+
+    Lost: there is no exit record and neither process is alive, so how the run ended will never be known.
+    """
+    run = _run_id(run_dir)
+    record = read_json(run_dir / "exit.json")
+    supervisor, trainer, _ = _identities(run_dir)
+    supervised, training = alive(supervisor), alive(trainer)
+    if record is None and not (supervised or training):
+        record = read_json(run_dir / "exit.json")  # It may have ended while we looked.
+    if record is not None:
+        state = "ended"
+    elif training or (supervised and trainer is not None):
+        state = "running"
+    elif supervised or supervisor is None:
+        state = "starting"
+    else:
+        state = "lost"
+    return {
+        "v": 1,
+        "state": state,
+        "run": run,
+        "trainer": trainer,
+        "supervisor": supervisor,
+        "unsupervised": state == "running" and not supervised,
+        "exit": record,
+    }
+
+
+def _run_id(run_dir: Path) -> str:
+    run = (read_json(run_dir / "dispatch.json") or {}).get("run")
+    if not isinstance(run, str) or not run:
+        raise Refused(f"{run_dir}: not a run directory; expected a dispatch.json with the run's id")
+    return run
+
+
+# run
+
+
+def run(run_dir: Path, command: Sequence[str]) -> dict[str, object]:
+    """Starts the trainer detached, and returns once the line `started` is on disk.
+
+    Doing it twice, or at once from two places, starts one trainer: the second answers already_running or already_ended.
+    """
+    run_id = _run_id(run_dir)
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # The caller closed a standard descriptor; what is opened below must not get its number.
+    os.close(spare)
+    deadline = time.monotonic() + START_SECONDS
+    while (lock := _try_lock(run_dir)) is None:
+        now = status(run_dir)
+        if now["state"] in ("running", "ended"):
+            return {**now, "result": f"already_{now['state']}"}
+        if time.monotonic() > deadline:
+            raise Refused(f"{run_dir}: another process holds its .lock, and no trainer was started")
+        time.sleep(0.02)
+    now = status(run_dir)
+    if now["state"] in ("running", "ended"):
+        return {**now, "result": f"already_{now['state']}"}
+    if now["state"] == "lost":
+        raise Refused(f"{run_dir}: was started before and ended without an exit record; start a new run")
+
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _detach(run_dir, run_id, list(command), lock, sender)
+    os.close(sender)
+    os.waitpid(child, 0)
+    if not select.select([receiver], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        raise Refused(f"{run_dir}: the supervisor has not answered for {START_SECONDS:.0f} s; see its status")
+    report = os.read(receiver, 65536)  # Shorter than PIPE_BUF, so it comes whole; empty when the writer died.
+    if not report:
+        raise Refused(f"{run_dir}: the supervisor ended before it started the trainer; see launch.log there")
+    answer: dict[str, object] = json.loads(report)
+    if "error" in answer:
+        raise Refused(f"{run_dir}: {answer['error']}")
+    return {**status(run_dir), "result": "started"}
+
+
+def _try_lock(run_dir: Path) -> int | None:
+    """The run's lock, None when another process holds it. It is passed on to the trainer and freed by the last one."""
+    descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _detach(run_dir: Path, run_id: str, command: list[str], lock: int, sender: int) -> NoReturn:
+    """In the first child: leaves the caller's session for good and supervises from a second one."""
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        os.setsid()
+        session = os.getpid()
+        if os.fork() == 0:
+            os.umask(0o077)
+            environment = trainer_environment(os.environ)
+            os.chdir(run_dir)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+            log, null = os.open("launch.log", flags, 0o600), os.open(os.devnull, os.O_RDONLY)
+            for source, target in ((null, 0), (log, 1), (log, 2)):
+                os.dup2(source, target)
+            # Nothing of the caller may stay open: it would wait for us on its pipes.
+            low, high = sorted((lock, sender))
+            for first, last in ((3, low), (low + 1, high), (high + 1, 65536)):
+                os.closerange(first, last)
+            _supervise(run_dir, run_id, command, environment, lock, sender, session)
+        os._exit(0)
+    except BaseException as error:  # noqa: BLE001 - a forked child must not return into its parent's frames
+        problem = f"the supervisor failed: {type(error).__name__}: {error}"[:2000]
+        _report(sender, {"error": problem})
+        print(problem, file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _report(sender: int, answer: Mapping[str, object]) -> None:
+    try:
+        os.write(sender, json.dumps(answer).encode())
+        os.close(sender)
+    except OSError:
+        pass  # It was reported before, or the caller is gone and nobody listens.
+
+
+def trainer_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The allowlisted part of an environment, offline and unbuffered; PYTHONPATH absolute and without empty entries."""
+    passed = {
+        name: value for name, value in environ.items() if name in PASSED_NAMES or name.startswith(PASSED_PREFIXES)
+    }
+    entries = [os.path.abspath(entry) for entry in passed.pop("PYTHONPATH", "").split(os.pathsep) if entry]
+    return {**passed, **({"PYTHONPATH": os.pathsep.join(entries)} if entries else {}), **ALWAYS_SET}
+
+
+def _supervise(
+    run_dir: Path, run_id: str, command: list[str], environment: Mapping[str, str], lock: int, sender: int, session: int
+) -> None:
+    wake, waker = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(waker, False)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # Seen through the wake-up descriptor.
+    supervisor, subreaper = identify(os.getpid(), run_id), _become_subreaper()
+    note(run_dir, "starting", run=run_id, supervisor=supervisor, session=session, subreaper=subreaper)
+    started, clock = time.time(), time.monotonic()
+    os.set_inheritable(lock, True)
+    # An ignored SIGHUP is inherited on purpose; the rest starts from the defaults whatever the caller had.
+    defaults = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
+    try:
+        pid = os.posix_spawnp(command[0], command, environment, setpgroup=0, setsigmask=(), setsigdef=defaults)
+    except OSError as error:
+        problem = f"cannot start {command[0]}: {error.strerror}"
+        _end(run_dir, {"run": run_id, "exit_code": None, "signal": None, "error": problem}, started, 0.0)
+        _report(sender, {"error": problem})
+        return
+    child = _Child(pid)
+    trainer = identify(pid, run_id)
+    try:
+        note(run_dir, "started", run=run_id, supervisor=supervisor, trainer=trainer, session=session)
+    except OSError:
+        os.killpg(pid, signal.SIGKILL)  # Not reaped yet, so the pid is still its own.
+        raise
+    _report(sender, {"ok": True})
+
+    passed_on = False
+    while not child.ended():
+        select.select([wake], [], [], 5.0)
+        for arrived in _drain(wake):
+            if arrived in (signal.SIGTERM, signal.SIGINT) and not passed_on:
+                passed_on = True
+                _try_note(run_dir, "signal", signal=arrived, by="supervisor", sent=send_signal(trainer, arrived))
+    seconds = time.monotonic() - clock
+    orphans = _sweep(run_dir, pid, run_id)
+    code, usage = child.reap()
+    unit = 1 if sys.platform == "darwin" else 1024
+    record: dict[str, object] = {
+        "run": run_id,
+        "exit_code": code if code >= 0 else None,
+        "signal": -code if code < 0 else None,
+        "orphans": orphans,
+        "user_seconds": usage.ru_utime,
+        "system_seconds": usage.ru_stime,
+        "max_rss_bytes": usage.ru_maxrss * unit,
+    }
+    _end(run_dir, record, started, seconds)
+
+
+def _drain(wake: int) -> bytes:
+    try:
+        return os.read(wake, 4096)
+    except BlockingIOError:
+        return b""
+
+
+class _Child:
+    """The trainer as our child. Where the platform allows it stays a zombie until `reap`, and its pid its own."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._reaped: tuple[int, resource.struct_rusage] | None = None
+
+    def ended(self) -> bool:
+        if not hasattr(os, "waitid"):
+            pid, wait_status, usage = os.wait4(self.pid, os.WNOHANG)
+            if pid:
+                self._reaped = os.waitstatus_to_exitcode(wait_status), usage
+            return bool(pid)
+        while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if found.si_pid == self.pid:
+                return True
+            os.waitpid(found.si_pid, 0)
+        return False
+
+    def reap(self) -> tuple[int, resource.struct_rusage]:
+        """Exit code (minus the signal's number when one ended it) and resource use."""
+        if self._reaped is None:
+            _, wait_status, usage = os.wait4(self.pid, 0)
+            self._reaped = os.waitstatus_to_exitcode(wait_status), usage
+        return self._reaped
+
+
+def _leftovers(trainer_pid: int) -> list[Process]:
+    """What the ended trainer left behind: its group, and whatever descends from us. Dead children are reaped."""
+    table = scan()
+    found, heirs = [], {os.getpid()}
+    grew = True
+    while grew:
+        size = len(heirs)
+        heirs.update(row.pid for row in table if row.parent in heirs)
+        grew = len(heirs) > size
+    for row in table:
+        if row.pid in (trainer_pid, os.getpid()) or not (row.pid in heirs or row.group == trainer_pid):
+            continue
+        if not row.gone:
+            found.append(row)
+        elif row.parent == os.getpid():
+            os.waitpid(row.pid, os.WNOHANG)
+    return found
+
+
+def _sweep(run_dir: Path, trainer_pid: int, run_id: str) -> list[dict[str, object]]:
+    """Names what the trainer left behind and ends it: SIGTERM, and SIGKILL after the grace."""
+    begin = time.monotonic()
+    named: dict[tuple[int, int], dict[str, object]] = {}
+    while left := _leftovers(trainer_pid):
+        elapsed = time.monotonic() - begin
+        if elapsed > UNKILLABLE_SECONDS:
+            _try_note(run_dir, "unkillable", pids=[row.pid for row in left])
+            break
+        for row in left if elapsed > SETTLE_SECONDS else ():
+            process = Identity(pid=row.pid, start_ticks=row.start_ticks, boot_id=boot_id(), run=run_id)
+            entry = named.get((row.pid, row.start_ticks))
+            if entry is None:
+                entry = {"pid": row.pid, "start_ticks": row.start_ticks, "name": row.name, "signal": signal.SIGTERM}
+                named[row.pid, row.start_ticks] = entry
+                _try_note(run_dir, "orphans", orphans=[entry])
+                send_signal(process, signal.SIGTERM)
+            elif elapsed > SETTLE_SECONDS + ORPHAN_GRACE_SECONDS:
+                entry["signal"] = signal.SIGKILL
+                send_signal(process, signal.SIGKILL)
+        time.sleep(0.02)
+    return list(named.values())
+
+
+def _end(run_dir: Path, record: Mapping[str, object], started: float, seconds: float) -> None:
+    """Writes exit.json, the very last thing that is written to a run directory; a full disk is waited out."""
+    whole = {"v": 1, **record, "started": started, "ended": started + seconds, "seconds": seconds}
+    _try_note(run_dir, "exited", **{name: value for name, value in whole.items() if name != "v"})
+    deadline = time.monotonic() + RETRY_SECONDS
+    while True:
+        try:
+            return write_atomic(run_dir / "exit.json", json.dumps(whole).encode() + b"\n")
+        except FileNotFoundError:
+            return None  # The directory was deleted.
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
+
+
+# stop
+
+
+def stop(run_dir: Path, grace: float, kill: bool) -> dict[str, object]:
+    """SIGTERM to the trainer's leader, then waits for the end; with `kill` SIGKILL to its group after the grace.
+
+    Returns:
+        The status, with `result` stopped, already_ended or still_running, and `killed`.
+    """
+    deadline = time.monotonic() + grace
+    now = status(run_dir)
+    while now["state"] == "starting":
+        if now["supervisor"] is None:
+            raise Refused(f"{run_dir}: was never started")
+        if time.monotonic() > deadline:
+            raise Refused(f"{run_dir}: is still being started")
+        time.sleep(0.02)
+        now = status(run_dir)
+    if now["state"] != "running":
+        return {**now, "result": "already_ended", "killed": False}
+    _, trainer, session = _identities(run_dir)
+    assert trainer is not None
+    if alive(trainer):
+        _try_note(run_dir, "signal", signal=int(signal.SIGTERM), by="stop")
+        send_signal(trainer, signal.SIGTERM)
+    now = _await_end(run_dir, deadline)
+    killed = kill and now["state"] == "running"
+    if killed:
+        _try_note(run_dir, "signal", signal=int(signal.SIGKILL), by="stop")
+        deadline = time.monotonic() + KILL_SECONDS
+        # A group is killed one verified process after another, again until none is left: a fork may slip through once.
+        while time.monotonic() < deadline and (group := _group(trainer, session)):
+            for row in group:
+                same = Identity(pid=row.pid, start_ticks=row.start_ticks, boot_id=boot_id(), run=trainer["run"])
+                send_signal(same, signal.SIGKILL)
+            time.sleep(0.02)
+        now = _await_end(run_dir, deadline)
+    return {**now, "result": "still_running" if now["state"] == "running" else "stopped", "killed": killed}
+
+
+def _group(trainer: Identity, session: int) -> list[Process]:
+    rows = (row for row in scan() if row.group == trainer["pid"] and not row.gone)
+    return [row for row in rows if row.session in (0, session)] if trainer["boot_id"] == boot_id() else []
+
+
+def _await_end(run_dir: Path, deadline: float) -> dict[str, object]:
+    while (now := status(run_dir))["state"] == "running" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return now
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line. Exit codes: 0, 1 (cannot be done, one line on standard error), 4 (still running)."""
+    given = list(arguments)
+    cut = given.index("--") if "--" in given else len(given)
+    parser = argparse.ArgumentParser(prog="supervisor")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("run", "status", "stop"):
+        commands.add_parser(name).add_argument("run_dir", type=Path)
+    stopper = commands.choices["stop"]
+    stopper.add_argument("--grace", type=float, default=STOP_GRACE_SECONDS, metavar="SECONDS")
+    stopper.add_argument("--kill", action="store_true", help="SIGKILL after the grace")
+    options = parser.parse_args(given[:cut])
+    run_dir = Path(os.path.abspath(options.run_dir))
+    try:
+        if options.command == "run":
+            answer = run(run_dir, given[cut + 1 :] or [sys.executable, "-P", "-m", "engine", str(run_dir)])
+        elif options.command == "status":
+            answer = status(run_dir)
+        else:
+            answer = stop(run_dir, options.grace, options.kill)
+    except (Refused, OSError) as error:
+        print(f"supervisor: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(answer), flush=True)
+    return 4 if answer.get("result") == "still_running" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

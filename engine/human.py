@@ -1,0 +1,64 @@
+"""The lines that a person greps for, in the words that training logs of this field have used all along."""
+
+from __future__ import annotations
+
+from engine.stream import End, Eval, Event, Log, Phase, Projection, Run, Step, Verdict
+
+
+def human_lines(event: Event, run: Run | None) -> list[str]:
+    """What to print for an event; empty for those that only machines read.
+
+    Args:
+        event: any event of the stream.
+        run: the run's first event, once known: it says of how many steps this is one, and whether it is a smoke.
+    """
+    if isinstance(event, Step):
+        total = run.max_steps or run.target_steps if run else 0
+        return [f"  Step {event.step}/{total}: loss: {event.loss:.4f}"]
+    if isinstance(event, Phase):
+        return [f"phase {event.name}" + (f": {event.detail}" if event.detail else "")]
+    if isinstance(event, Run):
+        return [
+            f"{event.mode} of {event.student} on {event.teacher or 'no teacher'}: "
+            f"{event.device} ({event.device_name}), {event.precision}, {event.tokens_per_step:,} tokens a step"
+        ]
+    if isinstance(event, Eval):
+        agreement = "" if event.agreement is None else f", top-1 agreement {event.agreement:.1%}"
+        return [f"held-out at step {event.step}: loss {event.loss:.4f}, ce {event.ce:.4f}, kd {event.kd:.4f}{agreement}"]
+    if isinstance(event, Verdict):
+        return [f"{event.verdict} {event.id}: expected {event.expected}, observed {event.observed}"]
+    if isinstance(event, Log):
+        return [f"{event.level}: {event.message}"]
+    if isinstance(event, Projection) and run and run.mode == "smoke":
+        return [projected_line(event)]
+    if isinstance(event, End):
+        closing = f"{event.status}: {event.reason} ({event.steps} steps, {event.seconds:.1f}s)"
+        first = event.summary
+        if "final_loss" not in first:
+            return [closing]
+        if run and run.mode == "smoke":
+            return [smoke_line(event), closing]
+        return [
+            f"✓ Distillation complete: initial_loss={first['initial_loss']:.4f} → final_loss={first['final_loss']:.4f} "
+            f"({event.steps} steps, {event.seconds:.1f}s)",
+            closing,
+        ]
+    return []
+
+
+def smoke_line(end: End) -> str:
+    """Steps, seconds of training, first and last loss and throughput of a smoke."""
+    s = end.summary
+    return (
+        f"[SMOKE] {end.steps} steps in {s['train_seconds']:.2f}s: initial_loss={s['initial_loss']:.4f}, "
+        f"final_loss={s['final_loss']:.4f}, throughput={s['steps_per_second']:.2f} step/s"
+    )
+
+
+def projected_line(projection: Projection) -> str:
+    """The projected wall time, in hours, minutes and seconds."""
+    seconds = projection.p50_seconds
+    return (
+        f"[SMOKE] projected full-run wall time ({projection.target_steps} steps): "
+        f"{seconds / 3600:.2f}h / {seconds / 60:.1f} min / {seconds:.1f}s"
+    )

@@ -1,0 +1,162 @@
+"""Where everything that happens in a run goes: the stream, the judge, the human lines and the heartbeat.
+
+Needs no torch, so that it stands before torch is imported: from its first second a run can be told from a hung one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.errors import ExitCode
+from engine.falsifiers import FAIL, Contract, Judge
+from engine.human import human_lines
+from engine.stream import End, Event, Heartbeat, Log, Phase, Run, Step, StreamWriter, Verdict
+
+HEARTBEAT_SECONDS = 5.0
+_WATCH_SECONDS = 0.5
+DeviceMemory = Callable[[], tuple[int, int] | None]
+
+
+class Recorder:
+    """Writes events, judges them and prints them, all under one lock, so that stream and verdicts never disagree.
+
+    Args:
+        path: `events.jsonl`.
+        run: uuid of the run.
+        contract: what is judged as the run goes.
+    """
+
+    def __init__(self, path: Path, run: str, contract: Contract) -> None:
+        self._lock = threading.RLock()
+        self._writer = StreamWriter(path, run)
+        self._judge = Judge(contract)
+        self._run: Run | None = None
+        self._ended = threading.Event()
+        self._heartbeat: threading.Thread | None = None
+        self.device_memory: DeviceMemory = lambda: None
+        self.phase, self.step = "start", 0
+        self.phase_seconds: dict[str, float] = {}
+        self._phase_started = time.monotonic()
+        self.fatal: Verdict | None = None
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Every falsifier that applies, as judged so far."""
+        with self._lock:
+            return self._judge.verdicts
+
+    def emit(self, event: Event) -> None:
+        """Appends an event, judges it, appends the verdicts that it changed, and prints what a person would read."""
+        with self._lock:
+            if self._ended.is_set():
+                return
+            if isinstance(event, Run):
+                self._run = event
+            elif isinstance(event, Phase):
+                self._change_phase(event.name)
+            elif isinstance(event, Step):
+                self.step = event.step
+            stamped = self._writer.emit(event)
+            changed = self._judge.observe(stamped)
+            self._print(stamped)
+            for verdict in changed:
+                self._print(self._writer.emit(verdict))
+                if verdict.verdict == FAIL and verdict.severity == "fatal" and self.fatal is None:
+                    self.fatal = verdict
+
+    def log(self, message: str, level: str = "info") -> None:
+        """A line for the operator."""
+        self.emit(Log(level=level, message=message))
+
+    def enter(self, phase: str, detail: str = "") -> None:
+        """Begins a phase."""
+        self.emit(Phase(name=phase, detail=detail))
+
+    def finish(self, end: End) -> bool:
+        """Appends the `end` event and closes the stream; False if it had been closed already."""
+        with self._lock:
+            if self._ended.is_set():
+                return False
+            self._change_phase("")
+            self.emit(end)
+            self._ended.set()
+            self._writer.close()
+            return True
+
+    def start_heartbeat(self, deadline: float | None, started: float) -> None:
+        """Starts the thread that says the process lives, and that ends a smoke which overran its budget.
+
+        Args:
+            deadline: `time.monotonic()` after which the process is ended with exit code 4, whatever it is doing.
+            started: `time.monotonic()` when the engine started.
+        """
+        self.emit(self._beat())
+        self._heartbeat = threading.Thread(target=self._watch, args=(deadline, started), name="heartbeat", daemon=True)
+        self._heartbeat.start()
+
+    def _watch(self, deadline: float | None, started: float) -> None:
+        last = time.monotonic()
+        while not self._ended.wait(_WATCH_SECONDS):
+            now = time.monotonic()
+            if deadline is not None and now > deadline:
+                reason = f"the time budget ended in phase {self.phase}, after {self.step} steps"
+                end = End(
+                    status="TIMEOUT",
+                    reason=reason,
+                    exit_code=ExitCode.TIMEOUT,
+                    steps=self.step,
+                    seconds=now - started,
+                )
+                if self.finish(end):
+                    # The main thread sits in a call that cannot be interrupted; there is nobody else to end it.
+                    os._exit(ExitCode.TIMEOUT)
+                return
+            if now - last >= HEARTBEAT_SECONDS:
+                last = now
+                self.emit(self._beat())
+
+    def _beat(self) -> Heartbeat:
+        device = self.device_memory()
+        return Heartbeat(
+            phase=self.phase,
+            step=self.step,
+            rss_bytes=_proc_kib("/proc/self/status", "VmRSS") or 0,
+            host_free_bytes=_proc_kib("/proc/meminfo", "MemAvailable"),
+            device_used_bytes=device[0] if device else None,
+            device_total_bytes=device[1] if device else None,
+        )
+
+    def _change_phase(self, name: str) -> None:
+        now = time.monotonic()
+        self.phase_seconds[self.phase] = self.phase_seconds.get(self.phase, 0.0) + now - self._phase_started
+        self.phase, self._phase_started = name, now
+
+    def _print(self, event: Event) -> None:
+        for line in human_lines(event, self._run):
+            try:
+                print(line, flush=True)
+            except OSError:
+                # A full disk takes no human lines; the stream keeps its own backlog and training goes on.
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+                return
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident size of this process so far, 0 where the platform does not tell."""
+    return _proc_kib("/proc/self/status", "VmHWM") or 0
+
+
+def _proc_kib(path: str, key: str) -> int | None:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith(key + ":"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        return None
+    return None
