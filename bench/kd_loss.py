@@ -82,14 +82,14 @@ def work(row: str, options: argparse.Namespace, tokens: int) -> tuple[Callable[[
     def ours() -> None:
         kd_loss.fused_kd_loss(
             student, student_head, teacher, teacher_head, labels, temperature=4.0, alpha=0.3, compile=row == "compiled"
-        ).total.backward()
+        ).total.backward()  # type: ignore[no-untyped-call]
 
     def naive() -> None:
         with torch.no_grad():
             teacher_logits = teacher @ teacher_head.T
         kd_loss.kd_loss_reference(
             student @ student_head.T, teacher_logits, labels, temperature=4.0, alpha=0.3
-        ).total.backward()
+        ).total.backward()  # type: ignore[no-untyped-call]
 
     def clear() -> None:
         student.grad = student_head.grad = None
@@ -130,7 +130,8 @@ def measure(options: argparse.Namespace, tokens: int) -> list[dict[str, float | 
         # An empty cache, so that the time to compile is what a first run sees.
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
         children: dict[str, subprocess.Popen[str]] = {}
-        warm, seen = {}, {row: [] for row in options.rows}
+        warm: dict[str, dict[str, float]] = {}
+        seen: dict[str, list[dict[str, float]]] = {row: [] for row in options.rows}
         for row in options.rows:
             command = [sys.executable, __file__, f"--serve={row}", f"--tokens={tokens}", *arguments]
             pipe = subprocess.PIPE

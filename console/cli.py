@@ -90,6 +90,7 @@ def _run_options(command: Any) -> Any:
 @click.pass_context
 def smoke(
     context: click.Context,
+    /,
     config: Path | None,
     budget: str | None,
     max_steps: str | None,
@@ -114,7 +115,7 @@ def smoke(
 @click.argument("config", type=click.Path(path_type=Path))
 @_run_options
 @click.pass_context
-def train(context: click.Context, config: Path, **options: Any) -> None:
+def train(context: click.Context, /, config: Path, **options: Any) -> None:
     """Train to the last step and write the model. Ctrl-C leaves the run going and says how to stop it.
 
     This version keeps no intermediate checkpoints and refuses runs of 5,000 steps or more.
@@ -168,7 +169,7 @@ def list_runs(as_json: bool, evidence: Path) -> None:
     from dispatch.transport import LocalTransport
 
     async def states() -> list[tuple[runs.RunDir, str, str]]:
-        rows = []
+        rows: list[tuple[runs.RunDir, str, str]] = []
         for each in runs.find_runs(evidence):
             told = await runs.status(LocalTransport(), each.path)
             rows.append((each, told.state, told.exit.describe() if told.exit else ""))

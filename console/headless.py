@@ -71,7 +71,9 @@ def contract_text(config: RunConfig) -> str:
     path = Path(config.contract.path)
     try:
         if path.stat().st_size > MAX_CONTRACT_BYTES:
-            raise ConfigError(f"contract {path}: {path.stat().st_size:,} bytes", expected=f"at most {MAX_CONTRACT_BYTES:,}")
+            raise ConfigError(
+                f"contract {path}: {path.stat().st_size:,} bytes", expected=f"at most {MAX_CONTRACT_BYTES:,}"
+            )
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"contract {path}: {error.strerror}", expected="a YAML file or builtin") from None

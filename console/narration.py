@@ -42,7 +42,9 @@ class Narrator:
 
     def detached(self, run_id: str) -> None:
         """The operator let go of a run that goes on."""
-        self.say(f"left; the run goes on. kdconsole --headless attach {run_id} to watch, kdconsole stop {run_id} to stop")
+        self.say(
+            f"left; the run goes on. kdconsole --headless attach {run_id} to watch, kdconsole stop {run_id} to stop"
+        )
 
     @contextlib.contextmanager
     def watching(self, mode: str, budget: float | None) -> Iterator[None]:

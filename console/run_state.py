@@ -51,13 +51,14 @@ class RunState:
     @property
     def target_steps(self) -> int | None:
         """Steps that the run will make if nothing ends it before."""
-        return None if self.run is None else self.run.max_steps or self.run.target_steps
+        return None if self.run is None else self.run.steps_asked
 
     @property
     def disagreements(self) -> list[str]:
         """Where the engine's verdicts and ours differ, one sentence each; empty when all is well.
 
-        The engine states a verdict when it changes; what it never stated is still PENDING.
+        The engine states a verdict when it changes, in the events right after the one that changed it; what it never
+        stated is still PENDING. While a run goes on a batch may end between the two, and then they differ for a moment.
         """
         ours = {v.id: v for v in self.judged}
         different = []
@@ -66,6 +67,9 @@ class RunState:
             stated = self.stated[identifier].verdict if identifier in self.stated else "PENDING"
             if judged != stated:
                 different.append(f"{identifier}: the engine says {stated}, the stream says {judged}")
+            elif identifier in self.stated and self.stated[identifier].severity != ours[identifier].severity:
+                severities = f"{self.stated[identifier].severity}, the contract says {ours[identifier].severity}"
+                different.append(f"{identifier}: the engine says {severities}")
         return different
 
 
@@ -117,5 +121,5 @@ def _timed(state: RunState, event: Event) -> RunState:
     phases = state.phases
     if phases:
         last = phases[-1]
-        phases = (*phases[:-1], replace(last, seconds=max(0.0, event.t - last.started)))
+        phases = (*phases[:-1], replace(last, seconds=max(last.seconds, event.t - last.started)))
     return replace(state, phases=phases, first_t=state.first_t or event.t, last_t=event.t)

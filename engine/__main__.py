@@ -79,7 +79,7 @@ def _train(
         return ended("FAILED", str(error), error.exit_code)
     except MemoryError:
         return ended("FAILED", f"out of memory in phase {recorder.phase}; lower train.batch", ExitCode.UNDECIDED)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run must end in an event and an exit code
         traceback.print_exc()
         if type(error).__name__ == "OutOfMemoryError":
             reason = (

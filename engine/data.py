@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sysconfig
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,11 +36,12 @@ MIN_FILES_TO_HOLD_OUT = 20
 _STDLIB_LEFT_OUT = frozenset(
     ("site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "ensurepip", "pydoc_data")
 )
-_PIECE_BYTES = 1 << 20
-_GROUP_BYTES = 1 << 21
+_PIECE_CHARACTERS = 1 << 20
+_GROUP_CHARACTERS = 1 << 21
+_SCAN_TOKENS = 1 << 24
 
 
-class Windows(Sequence[Batch]):
+class Windows:
     """Windows over one or more token arrays; none crosses from one array into the next.
 
     Args:
@@ -54,8 +56,8 @@ class Windows(Sequence[Batch]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
-        """Window `index` as int64, shape [sequence + 1]."""
+    def __getitem__(self, index: int) -> Batch:
+        """Window `index`, from 0 on, as int64, shape [sequence + 1]."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         which = bisect_right(self._ends, index)
@@ -88,6 +90,8 @@ class Order:
     """The order of training windows, a pure function of (seed, epoch, position): those three integers are its state."""
 
     def __init__(self, windows: Windows, seed: int, epoch: int = 0, position: int = 0) -> None:
+        if not len(windows):
+            raise ValueError("no windows to put in order")
         self._windows, self.seed, self.epoch, self.position = windows, seed, epoch, position
         self._permutation = self._permute()
 
@@ -146,35 +150,44 @@ def load_corpus(
         return _text_corpus(files, data, tokenizer_dir, sequence, rows, progress)
     if len(shards) != len(files):
         text = next(path for _, path in files if path.suffix != SHARD_SUFFIX)
-        raise DataError(f"data.path: both token shards and text, {_name(shards[0])} and {_name(text)}", expected="one kind")
-    return _shard_corpus(shards, data, sequence, rows)
+        both = f"{_name(shards[0])} and {_name(text)}"
+        raise DataError(f"data.path: both token shards and text, {both}", expected="one kind")
+    return _shard_corpus(shards, data, sequence, rows, progress)
 
 
 def _find(paths: Sequence[str], glob: str) -> list[tuple[str, Path]]:
-    """Every file that the paths stand for, as (name that decides its part, path), sorted."""
-    found: list[tuple[str, Path]] = []
+    """Every file that the paths stand for, each once, as (name that decides its part, path)."""
+    found: dict[Path, tuple[str, Path]] = {}
     for given in paths:
         path = Path(given)
-        if given == BUILTIN:
-            found += _stdlib_sources()
-        elif path.is_dir():
-            try:
-                inside = sorted(p for p in path.glob(glob) if p.is_file())
-                inside = inside or sorted(p for p in path.rglob(f"*{SHARD_SUFFIX}") if p.is_file())
-            except (OSError, ValueError, NotImplementedError) as error:
-                raise DataError(f"data.path: {_name(path)} with data.glob {clean(glob, 200)!r}: {error}") from None
-            if not inside:
-                raise DataError(
-                    f"data.path: {_name(path)} holds no file that matches {clean(glob, 200)!r} and no {SHARD_SUFFIX} shard",
-                    expected="text files or token shards",
-                    do="set data.glob, for example '**/*.py'",
-                )
-            found += [(p.relative_to(path).as_posix(), p) for p in inside]
-        elif path.is_file():
-            found.append((path.name, path))
-        else:
-            raise DataError(f"data.path: {_name(path)}: no such file or directory", do="check the path")
-    return found
+        try:
+            inside = _stdlib_sources() if given == BUILTIN else _inside(path, glob)
+            for name, file in inside:
+                # A file that two paths lead to would stand in both parts, under two names.
+                found.setdefault(file.resolve(), (name, file))
+        except (OSError, ValueError, NotImplementedError) as error:
+            reason = clean(getattr(error, "strerror", None) or str(error), 200)
+            raise DataError(f"data.path: {_name(path)} with data.glob {clean(glob, 200)!r}: {reason}") from None
+    return list(found.values())
+
+
+def _inside(path: Path, glob: str) -> list[tuple[str, Path]]:
+    if path.is_dir():
+        inside = sorted(p for p in path.glob(glob) if p.is_file())
+        inside = inside or sorted(p for p in path.rglob(f"*{SHARD_SUFFIX}") if p.is_file())
+        if not inside:
+            os.listdir(path)  # globbing passes over what it may not read; this says so
+            raise DataError(
+                f"data.path: {_name(path)} holds no file that matches {clean(glob, 200)!r} and no {SHARD_SUFFIX} shard",
+                expected="text files or token shards",
+                do="set data.glob, for example '**/*.py'",
+            )
+        return [(p.relative_to(path).as_posix(), p) for p in inside]
+    if path.is_file():
+        return [(path.name, path)]
+    if path.exists():
+        raise DataError(f"data.path: {_name(path)}: a device, pipe or socket", expected="a file or a directory")
+    raise DataError(f"data.path: {_name(path)}: no such file or directory", do="check the path")
 
 
 def _stdlib_sources() -> list[tuple[str, Path]]:
@@ -198,52 +211,67 @@ def _text_corpus(
             do="set data.tokenizer to a directory that has one, or give token shards",
         )
     tokenizer, end_of_text = load_tokenizer(tokenizer_dir)
-    if tokenizer.get_vocab_size() > rows:
+    top = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if top >= rows:
         raise DataError(
-            f"data.tokenizer: {_name(tokenizer_dir)} has {tokenizer.get_vocab_size():,} ids",
-            expected=f"at most the student's {rows:,} rows",
+            f"data.tokenizer: {_name(tokenizer_dir)} has ids up to {top:,}",
+            expected=f"ids below the student's {rows:,} rows",
         )
     if data.limit_bytes is not None:
         files = _limited(files, data.limit_bytes)
+    shown = clean(data.paths[0], 300) if len(data.paths) == 1 else f"{len(data.paths)} paths"
     by_file = len(files) >= MIN_FILES_TO_HOLD_OUT
     parts: dict[bool, list[Tokens]] = {False: [], True: []}
     dtype = np.uint16 if rows <= 1 << 16 else np.uint32
-    total, done = sum(path.stat().st_size for _, path in files), 0
+    total, done = sum(_size(path) for _, path in files), 0
     for group in _grouped((_fraction(name) < data.heldout_fraction, path) for name, path in files):
-        for (held, _, last), encoding in zip(
-            group, tokenizer.encode_batch_fast([text for _, text, _ in group], add_special_tokens=False), strict=True
-        ):
-            ids = encoding.ids + [end_of_text] if last and end_of_text is not None else encoding.ids
+        for (held, _, last), ids in zip(group, _encoded(tokenizer, [text for _, text, _ in group]), strict=True):
+            if last and end_of_text is not None:
+                ids.append(end_of_text)
             parts[held and by_file].append(np.asarray(ids, dtype=dtype))
         done += sum(len(text) for _, text, _ in group)
         progress(min(1.0, done / max(1, total)))
-    train, heldout = (_joined(parts[held], dtype) for held in (False, True))
-    if not by_file:
-        cut = len(train) - int(len(train) * data.heldout_fraction)
-        train, heldout = train[:cut], train[cut:]
-    shown = clean(data.paths[0], 300) if len(data.paths) == 1 else f"{len(data.paths)} paths"
+    if not done:
+        raise _empty(shown)
+    train, heldout = (np.concatenate([np.empty(0, dtype), *parts.pop(held)]) for held in (False, True))
+    if not by_file or min(len(train), len(heldout)) <= sequence:
+        # Few files, or chance left one part without a window: the end of everything is held out instead.
+        everything = np.concatenate([train, heldout])
+        cut = len(everything) - int(len(everything) * data.heldout_fraction)
+        train, heldout = everything[:cut], everything[cut:]
     return _checked([train], [heldout], sequence, shown, len(files))
 
 
-def _shard_corpus(shards: list[Path], data: Data, sequence: int, rows: int) -> Corpus:
+def _encoded(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    try:
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception, for a text without a token too
+        raise DataError(f"data.tokenizer: cannot encode the text: {clean(str(error), 200)}") from None
+
+
+def _shard_corpus(shards: list[Path], data: Data, sequence: int, rows: int, progress: Progress) -> Corpus:
     train: list[Tokens] = []
     heldout: list[Tokens] = []
     for path in shards:
-        size = path.stat().st_size
+        size = _size(path)
         if size == 0 or size % 4:
-            raise DataError(f"{_name(path)}: {size:,} bytes", expected="a multiple of 4 above 0: u32 little-endian tokens")
+            wanted = "a multiple of 4 above 0: u32 little-endian tokens"
+            raise DataError(f"{_name(path)}: {size:,} bytes", expected=wanted)
         try:
             tokens = np.memmap(path, dtype="<u4", mode="r")
-        except OSError as error:
-            raise DataError(f"{_name(path)}: cannot be read: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise DataError(f"{_name(path)}: cannot be read: {clean(reason, 200)}") from None
         # One pass over the map: an id out of range would otherwise be an index error on the device, hours later.
-        top = max(int(tokens[i : i + (1 << 24)].max()) for i in range(0, len(tokens), 1 << 24))
-        if top >= rows:
-            raise DataError(f"{_name(path)}: token id {top:,}", expected=f"ids below the student's {rows:,} rows")
+        for start in range(0, len(tokens), _SCAN_TOKENS):
+            top = int(tokens[start : start + _SCAN_TOKENS].max())
+            if top >= rows:
+                raise DataError(f"{_name(path)}: token id {top:,}", expected=f"ids below the student's {rows:,} rows")
+            progress((len(train) + start / len(tokens)) / len(shards))
         cut = len(tokens) - int(len(tokens) * data.heldout_fraction)
         train.append(tokens[:cut])
         heldout.append(tokens[cut:])
-    return _checked(train, heldout, sequence, f"{len(shards)} token shards", len(shards))
+    return _checked(train, heldout, sequence, _counted(shards, "token shard"), len(shards))
 
 
 def _checked(train: list[Tokens], heldout: list[Tokens], sequence: int, description: str, documents: int) -> Corpus:
@@ -255,20 +283,34 @@ def _checked(train: list[Tokens], heldout: list[Tokens], sequence: int, descript
         train_tokens=sum(len(a) for a in train),
         heldout_tokens=sum(len(a) for a in heldout),
     )
-    for part, windows, tokens in (
-        ("training", corpus.train, corpus.train_tokens),
-        ("held-out", corpus.heldout, corpus.heldout_tokens),
+    for part, windows, arrays, do in (
+        ("training", corpus.train, train, "give more text, or lower train.sequence"),
+        ("held-out", corpus.heldout, heldout, "give more text, lower train.sequence or raise data.heldout_fraction"),
     ):
         if not len(windows):
-            empty = corpus.train_tokens + corpus.heldout_tokens == 0
+            longest = max(len(a) for a in arrays)
+            of = f" in the longest of {_counted(arrays, 'piece')}" if len(arrays) > 1 else ""
             raise DataError(
-                f"data.path: {description} is empty"
-                if empty
-                else f"data.path: {description}: its {part} part has {tokens:,} tokens",
+                f"data.path: {description}: its {part} part has {longest:,} tokens{of}",
                 expected=f"at least one window of {sequence + 1:,} tokens",
-                do="give more text" if empty else "give more text, lower train.sequence or raise data.heldout_fraction",
+                do=do,
             )
     return corpus
+
+
+def _empty(description: str) -> DataError:
+    return DataError(f"data.path: {description} is empty", expected="text", do="check the path")
+
+
+def _counted(things: Sequence[object], unit: str) -> str:
+    return f"{len(things):,} {unit}{'' if len(things) == 1 else 's'}"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{_name(path)}: cannot be read: {error.strerror}", do="check its permissions") from None
 
 
 def load_tokenizer(directory: Path) -> tuple[Tokenizer, int | None]:
@@ -280,8 +322,11 @@ def load_tokenizer(directory: Path) -> tuple[Tokenizer, int | None]:
     path = directory / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for every fault of the file
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception for every fault of the file
         raise DataError(f"{_name(path)}: no tokenizer: {clean(str(error), 200)}", expected="a tokenizer.json") from None
+    # A tokenizer.json may carry the limits of the model it was made for; they would cut every piece of the corpus.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     try:
         settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
         token = settings.get("eos_token")
@@ -293,14 +338,24 @@ def load_tokenizer(directory: Path) -> tuple[Tokenizer, int | None]:
 
 
 def _pieces(path: Path) -> Iterator[str]:
-    """The file's text in pieces of about 1 MiB, each ending with a line, so that memory stays bounded."""
+    """The file's text in pieces of about a million characters, so that memory stays bounded.
+
+    A piece ends with a line; within a line of more than that, before a word; within a longer word, anywhere.
+    """
     try:
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
-            while lines := file.readlines(_PIECE_BYTES):
-                piece = "".join(lines)
-                if "\0" in piece:
+            rest = ""
+            while more := file.read(_PIECE_CHARACTERS):
+                if "\0" in more:
                     raise DataError(f"{_name(path)}: holds NUL bytes", expected="UTF-8 text, or a .bin token shard")
-                yield piece
+                rest += more
+                if len(rest) < _PIECE_CHARACTERS:
+                    continue
+                cut = rest.rfind("\n") + 1 or max(0, rest.rfind(" ")) or len(rest)
+                yield rest[:cut]
+                rest = rest[cut:]
+            if rest:
+                yield rest
     except OSError as error:
         raise DataError(f"{_name(path)}: cannot be read: {error.strerror}", do="check its permissions") from None
 
@@ -315,7 +370,7 @@ def _grouped(files: Iterable[tuple[bool, Path]]) -> Iterator[list[tuple[bool, st
             if ahead:
                 group.append((held, ahead, False))
                 size += len(ahead)
-            if size >= _GROUP_BYTES:
+            if size >= _GROUP_CHARACTERS:
                 yield group
                 group, size = [], 0
             ahead = piece
@@ -327,9 +382,10 @@ def _grouped(files: Iterable[tuple[bool, Path]]) -> Iterator[list[tuple[bool, st
 
 def _limited(files: list[tuple[str, Path]], limit_bytes: int) -> list[tuple[str, Path]]:
     """Files of at most `limit_bytes` in all, taken in an order that mixes them and returned sorted."""
-    chosen, total = [], 0
+    chosen: list[tuple[str, Path]] = []
+    total = 0
     for name, path in sorted(files, key=lambda item: _fraction("limit:" + item[0])):
-        total += path.stat().st_size
+        total += _size(path)
         if total > limit_bytes and chosen:
             break
         chosen.append((name, path))
@@ -339,10 +395,6 @@ def _limited(files: list[tuple[str, Path]], limit_bytes: int) -> list[tuple[str,
 def _fraction(name: str) -> float:
     """A number in [0, 1) that depends on nothing but the name, the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:4], "big") / 2**32
-
-
-def _joined(parts: list[Tokens], dtype: type[np.generic]) -> Tokens:
-    return np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
 
 
 def _name(path: Path) -> str:

@@ -94,14 +94,12 @@ class Pair:
             for rows in windows.split(batch):
                 poll()
                 for student, teacher, labels in self._logits(rows):
-                    loss = kd_loss_reference(
-                        student, teacher, labels, temperature=self.temperature, alpha=self.alpha
-                    )
+                    loss = kd_loss_reference(student, teacher, labels, temperature=self.temperature, alpha=self.alpha)
                     means = [loss.total, loss.ce, loss.kd]
                     if teacher is not None:
                         means.append((student.argmax(-1) == teacher.argmax(-1)).float().mean())
                         means.append(torch.nn.functional.cosine_similarity(student, teacher, dim=-1).mean())
-                    weighted = torch.stack([m.detach().float() for m in means]).double().cpu() * len(labels)
+                    weighted = torch.stack([m.detach().float() for m in means]).cpu().double() * len(labels)
                     sums[: len(means)] += weighted
                     tokens += len(labels)
         finally:
@@ -127,7 +125,7 @@ class Pair:
         )
 
     def _logits(self, windows: Tensor) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-        """Float32 logits of both with their labels, a chunk of tokens at a time; the teacher's cut to the student's rows."""
+        """Float32 logits of both with their labels, a chunk of tokens at a time; the teacher's cut to the student's."""
         inputs, labels = windows[:, :-1], windows[:, 1:].reshape(-1)
         rows = self.student.vocab
         with torch.autocast(inputs.device.type, dtype=self.autocast, enabled=self.autocast is not None):

@@ -32,10 +32,16 @@ def export_model(model: PreTrainedModel, tokenizer_dir: Path | None, run_dir: Pa
     """
     target, temporary = run_dir / "model", run_dir / ".model.partial"
     shutil.rmtree(temporary, ignore_errors=True)
-    state = {name: tensor.detach().to("cpu", torch.bfloat16) for name, tensor in model.state_dict().items()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    tied -= {name for name, _ in model.named_parameters()}  # a tied head is written once, as the embedding
+    state = {
+        name: tensor.detach().to("cpu", torch.bfloat16)
+        for name, tensor in model.state_dict().items()
+        if name not in tied
+    }
     previous, model.config.dtype = model.config.dtype, torch.bfloat16
     try:
-        model.save_pretrained(temporary, state_dict=state)
+        model.save_pretrained(temporary, state_dict=dict(state))  # it empties the mapping that it is given
     finally:
         model.config.dtype = previous
     for name in TOKENIZER_FILES:
@@ -44,12 +50,11 @@ def export_model(model: PreTrainedModel, tokenizer_dir: Path | None, run_dir: Pa
     written: dict[str, torch.Tensor] = {}
     for file in sorted(temporary.glob("*.safetensors")):
         written |= load_file(file)
-    # A tied head is written once, under one of its two names.
-    missing = [n for n in state if n not in written and not model.config.tie_word_embeddings]
-    wrong = [n for n, tensor in written.items() if n not in state or not torch.equal(tensor, state[n])]
+    missing = [name for name in state if name not in written]
+    wrong = [name for name, tensor in written.items() if name not in state or not torch.equal(tensor, state[name])]
     if missing or wrong or not written:
         raise RunError(
-            f"the exported model reads back wrong: {len(written)} tensors, missing {missing[:3]}, different {wrong[:3]}",
+            f"the exported model reads back wrong: missing {missing[:3]}, different {wrong[:3]}",
             expected=f"{len(state)} tensors as in memory",
         )
     for file in temporary.iterdir():

@@ -1,139 +1,59 @@
 """Falsifiers: acceptance checks stated before a run, judged as a fold over its stream.
 
-A contract is a YAML file of falsifiers. The engine judges as it runs and emits the verdicts; a front end feeds the
-same events to a `Judge` of its own and holds both results against each other. Nothing but events is looked at, so a
-verdict can be judged again years later.
+A contract (`engine.contract`) is a YAML file of falsifiers. The engine judges as it runs and emits the verdicts; a
+front end feeds the same events to a `Judge` of its own and holds both results against each other. Nothing but events
+is looked at, so a verdict can be judged again years later.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Annotated, Literal
 
-import msgspec
+from engine.contract import (
+    HEADER_FIELDS,
+    LIMITS,
+    Contract,
+    ExactSteps,
+    Finite,
+    Kind,
+    NoStall,
+    Present,
+    Threshold,
+    Trend,
+    builtin_contract,
+    limit_of,
+    parse_contract,
+)
+from engine.errors import ExitCode
+from engine.stream import End, Eval, Event, Measure, Phase, Projection, Run, Step, Verdict
 
-from engine.errors import ConfigError, ExitCode
-from engine.stream import Eval, Event, Measure, Phase, Projection, Run, Step, Verdict
-from engine.yaml_io import parse_yaml
+__all__ = [
+    "FAIL",
+    "JUDGE_PHASE",
+    "PASS",
+    "PENDING",
+    "UNKNOWN",
+    "Contract",
+    "Judge",
+    "builtin_contract",
+    "exit_code_of",
+    "parse_contract",
+]
 
 PASS, FAIL, PENDING, UNKNOWN = "PASS", "FAIL", "PENDING", "UNKNOWN"
 JUDGE_PHASE = "judge"
 """The phase whose beginning closes every falsifier that waits for the end; its `detail` is why training ended."""
 
-Identifier = Annotated[str, msgspec.Meta(pattern=r"^[A-Z][A-Z0-9-]{2,63}$")]
-Metric = Annotated[str, msgspec.Meta(pattern=r"^(step|eval|measure|projection)\.[a-z0-9_]+$")]
-Limit = float | dict[str, float]
-
-
-class Falsifier(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
-    """One acceptance check. `needs` names what a run must have for the check to apply to it at all."""
-
-    id: Identifier
-    claim: str
-    severity: Literal["fatal", "gate", "warn"] = "gate"
-    needs: list[Literal["teacher", "max_steps"]] = []
-
-
-class Threshold(Falsifier, frozen=True, kw_only=True, tag="threshold"):
-    """A metric stays on the right side of a limit; exactly one limit. A mapping gives one limit for each precision.
-
-    `over` says which values count: `each` (judged as they come), or the `last`, `min` or `max` of them at the end.
-    """
-
-    metric: Metric
-    at_most: Limit | None = None
-    at_least: Limit | None = None
-    below: Limit | None = None
-    above: Limit | None = None
-    over: Literal["each", "last", "min", "max"] = "each"
-
-
-class Trend(Falsifier, frozen=True, kw_only=True, tag="trend"):
-    """A metric's last values stand below (or above) its first, each end averaged over `window` values.
-
-    `by` is the fraction of the first value by which they must differ.
-    """
-
-    metric: Metric
-    direction: Literal["falls", "rises"]
-    window: Annotated[int, msgspec.Meta(ge=1)] = 1
-    by: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
-
-
-class ExactSteps(Falsifier, frozen=True, kw_only=True, tag="exact_steps"):
-    """A run with max_steps = N makes N steps, unless its time budget ended it first."""
-
-
-class NoStall(Falsifier, frozen=True, kw_only=True, tag="no_stall"):
-    """No wait for a step longer than `seconds` and `factor` times the mean step; no phase over its own budget."""
-
-    seconds: Annotated[float, msgspec.Meta(gt=0)]
-    factor: Annotated[float, msgspec.Meta(ge=1)] = 20.0
-
-
-class Finite(Falsifier, frozen=True, kw_only=True, tag="finite"):
-    """Every value of a metric is a number, neither NaN nor infinite."""
-
-    metric: Metric
-
-
-class Present(Falsifier, frozen=True, kw_only=True, tag="present"):
-    """Each of these metrics has a finite value by the end."""
-
-    metrics: Annotated[list[Metric], msgspec.Meta(min_length=1)]
-
-
-Kind = Threshold | Trend | ExactSteps | NoStall | Finite | Present
-
-
-class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A named list of falsifiers."""
-
-    version: Literal[1]
-    name: str
-    falsifiers: Annotated[list[Kind], msgspec.Meta(min_length=1)]
-
-
-def parse_contract(text: str, source: str) -> Contract:
-    """Reads a contract.
-
-    Raises:
-        ConfigError: not YAML, an unknown kind or key, a limit missing or doubled, or an identifier that stands twice.
-    """
-    try:
-        contract = msgspec.convert(parse_yaml(text, source), Contract)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {error}", do="see docs/falsifiers.md for kinds and keys") from None
-    seen: set[str] = set()
-    for falsifier in contract.falsifiers:
-        if falsifier.id in seen:
-            raise ConfigError(f"{source}: {falsifier.id} stands twice", expected="each identifier once")
-        seen.add(falsifier.id)
-        if isinstance(falsifier, Threshold):
-            given = [name for name in _LIMITS if getattr(falsifier, name) is not None]
-            if len(given) != 1:
-                raise ConfigError(
-                    f"{source}: {falsifier.id}: {len(given)} limits", expected=f"exactly one of {', '.join(_LIMITS)}"
-                )
-    return contract
-
 
 def exit_code_of(verdicts: Iterable[Verdict]) -> ExitCode:
-    """FAILED when a fatal or gate verdict is FAIL, UNDECIDED when one is not yet PASS, else OK."""
+    """FAILED when a fatal or gate verdict is FAIL, UNDECIDED when one is not PASS or nothing was judged, else OK."""
+    verdicts = list(verdicts)
     binding = {v.verdict for v in verdicts if v.severity != "warn"}
     if FAIL in binding:
         return ExitCode.FAILED
-    return ExitCode.OK if binding <= {PASS} else ExitCode.UNDECIDED
-
-
-def builtin_contract(mode: str) -> str:
-    """Text of the contract that ships for `smoke` or `train`."""
-    return (Path(__file__).parent / "assets" / "contracts" / f"{mode}.yaml").read_text(encoding="utf-8")
-
-
-_LIMITS = {"at_most": "<=", "at_least": ">=", "below": "<", "above": ">"}
+    return ExitCode.OK if verdicts and binding <= {PASS} else ExitCode.UNDECIDED
 
 
 class _State:
@@ -157,11 +77,12 @@ class Judge:
     def __init__(self, contract: Contract) -> None:
         self._contract = contract
         self._states: list[_State] = []
+        self._takers: dict[str, list[_State]] = {}
         self._run: Run | None = None
-        self._phase, self._phase_started = "", 0.0
+        self._clock = _Clock()
+        self._phase = ""
         self._phase_budget: float | None = None
-        self._step, self._steps_seen, self._last_step_t, self._longest_wait = 0, 0, 0.0, 0.0
-        self._step_seconds = 0.0
+        self._step, self._steps_seen, self._step_seconds, self._longest_wait = 0, 0, 0.0, 0.0
         self._finals: dict[str, float] = {}
 
     @property
@@ -171,19 +92,21 @@ class Judge:
 
     def observe(self, event: Event) -> list[Verdict]:
         """The verdicts that this event changed."""
-        if isinstance(event, Verdict):
+        if isinstance(event, Verdict | End):  # what was said of the run; nothing of it may change a verdict
             return []
         if isinstance(event, Run):
             self._begin(event)
         before = [state.verdict for state in self._states]
+        self._clock.advance(event.t)
+        # Before the event ends the wait: where no heartbeat came in between, it alone shows how long that was.
+        for state in self._states:
+            if isinstance(state.falsifier, NoStall) and state.verdict == PENDING:
+                self._watch(state, state.falsifier)
         self._advance(event)
         for name, value in _metrics(event):
             self._finals[name] = value
-            for state in self._states:
-                self._take(state, name, value)
-        for state in self._states:
-            if isinstance(state.falsifier, NoStall) and state.verdict == PENDING:
-                self._watch(state, event.t)
+            for state in self._takers.get(name, ()):
+                self._take(state, value)
         if isinstance(event, Phase) and event.name == JUDGE_PHASE:
             for state in self._states:
                 if state.verdict == PENDING:
@@ -195,111 +118,133 @@ class Judge:
             return
         self._run = run
         has = {"teacher": run.teacher is not None, "max_steps": run.max_steps is not None}
-        self._states = [_State(f) for f in self._contract.falsifiers if all(has[need] for need in f.needs)]
-        for state in self._states:
-            state.expected = self._expectation(state.falsifier)
+        takers = defaultdict(list)
+        for falsifier in self._contract.falsifiers:
+            needs = [*falsifier.needs, *(["max_steps"] if isinstance(falsifier, ExactSteps) else [])]
+            if not all(has[need] for need in needs):
+                continue
+            state = _State(falsifier)
+            state.expected = self._expectation(falsifier)
+            self._states.append(state)
+            if isinstance(falsifier, Threshold | Trend | Finite):
+                takers[falsifier.metric].append(state)
+        self._takers = dict(takers)
 
     def _advance(self, event: Event) -> None:
         if isinstance(event, Phase):
-            self._phase, self._phase_started, self._phase_budget = event.name, event.t, event.budget_seconds
-            self._last_step_t = event.t
+            self._phase, self._phase_budget = event.name, event.budget_seconds
+            self._clock.begin_phase()
         elif isinstance(event, Step):
             if self._phase == "train":
-                self._longest_wait = max(self._longest_wait, event.t - self._last_step_t)
-            self._last_step_t = event.t
+                self._longest_wait = max(self._longest_wait, self._clock.waited)
+            self._clock.begin_wait()
             self._step, self._steps_seen = event.step, self._steps_seen + 1
             self._step_seconds += event.seconds
+        elif isinstance(event, Eval):  # between two steps, and no wait for the next one
+            self._clock.begin_wait()
 
-    def _take(self, state: _State, name: str, value: float) -> None:
+    def _take(self, state: _State, value: float) -> None:
         f = state.falsifier
-        if isinstance(f, Threshold) and f.metric == name:
-            if f.over == "each":
-                holds = self._holds(f, value)
-                if state.verdict != FAIL:
-                    self._set(state, PASS if holds else FAIL, _number(value))
-            else:
+        if isinstance(f, Threshold):
+            if f.over != "each":
                 _keep_extreme(state.values, value, f.over)
-        elif isinstance(f, Trend) and f.metric == name:
+            elif state.verdict != FAIL:
+                self._hold(state, f, value)
+        elif isinstance(f, Trend):
             # The first window and the last are all that is ever needed.
             state.values.append(value)
             if len(state.values) > 2 * f.window:
                 del state.values[f.window]
-        elif isinstance(f, Finite) and f.metric == name and state.verdict == PENDING:
+        elif isinstance(f, Finite) and state.verdict == PENDING:
+            state.values[:] = [value]
             if not math.isfinite(value):
                 self._set(state, FAIL, f"{_number(value)} at step {self._step}")
-            else:
-                state.values[:] = [value]
 
-    def _watch(self, state: _State, now: float) -> None:
-        f = state.falsifier
-        assert isinstance(f, NoStall)
-        waited = now - self._last_step_t
+    def _watch(self, state: _State, f: NoStall) -> None:
+        clock = self._clock
         if self._phase == "train":
             mean = self._step_seconds / self._steps_seen if self._steps_seen else 0.0
-            if waited > max(f.seconds, f.factor * mean):
-                self._set(state, FAIL, f"no step for {waited:.0f} s after step {self._step}")
-        elif self._phase_budget is not None and now - self._phase_started > self._phase_budget:
-            spent = now - self._phase_started
-            self._set(state, FAIL, f"phase {self._phase} took {spent:.0f} s of its {self._phase_budget:.0f} s")
+            if clock.waited > max(f.seconds, f.factor * mean):
+                self._set(state, FAIL, f"no step for {clock.waited:.0f} s after step {self._step}")
+                return
+        if self._phase_budget is not None and clock.in_phase > self._phase_budget:
+            spent = f"phase {self._phase} took {clock.in_phase:.0f} s of its {self._phase_budget:.0f} s"
+            self._set(state, FAIL, spent)
 
     def _close(self, state: _State, reason: str) -> None:
         f = state.falsifier
         if isinstance(f, Threshold) and state.values:
-            self._set(state, PASS if self._holds(f, state.values[0]) else FAIL, _number(state.values[0]))
+            self._hold(state, f, state.values[0])
         elif isinstance(f, Trend) and len(state.values) >= 2 * f.window:
             first, last = (math.fsum(v) / f.window for v in (state.values[: f.window], state.values[-f.window :]))
-            margin = abs(first) * f.by
-            holds = last < first - margin if f.direction == "falls" else last > first + margin
+            gain = first - last if f.direction == "falls" else last - first
+            holds = gain > 0 and gain >= abs(first) * f.by
             self._set(state, PASS if holds else FAIL, f"{_number(first)} to {_number(last)}")
         elif isinstance(f, Finite) and state.values:
             self._set(state, PASS, f"all finite to step {self._step}")
         elif isinstance(f, Present):
-            missing = [name for name in f.metrics if not math.isfinite(self._finals.get(name, math.nan))]
-            seen = ", ".join(f"{name} {_number(self._finals[name])}" for name in f.metrics if name not in missing)
-            # A projection needs a number of steps to stand on; its absence is a lack of data, not a failure.
-            self._set(state, UNKNOWN if missing else PASS, f"missing: {', '.join(missing)}" if missing else seen)
-        elif isinstance(f, NoStall):
+            self._close_present(state, f)
+        elif isinstance(f, NoStall) and self._steps_seen:
             self._set(state, PASS, f"longest wait {self._longest_wait:.1f} s")
-        elif isinstance(f, ExactSteps) and self._run is not None and self._run.max_steps is not None:
-            by_budget = reason == "budget" and self._steps_seen < self._run.max_steps
-            holds = self._steps_seen == self._run.max_steps or by_budget
-            ended = f"{self._steps_seen} steps" + (", ended by the time budget" if by_budget else "")
-            self._set(state, PASS if holds else FAIL, ended)
+        elif isinstance(f, ExactSteps):
+            goal = self._steps_asked()
+            by_budget = reason == "budget" and self._steps_seen < goal
+            ended = _counted(self._steps_seen, "step") + (", ended by the time budget" if by_budget else "")
+            self._set(state, PASS if self._steps_seen == goal or by_budget else FAIL, ended)
+        elif isinstance(f, NoStall):
+            self._set(state, UNKNOWN, "not enough data: no step")
         else:
-            count = len(state.values)
-            self._set(state, UNKNOWN, f"not enough data: {count} value{'' if count == 1 else 's'}")
+            needed = f" of {2 * f.window}" if isinstance(f, Trend) else ""
+            self._set(state, UNKNOWN, f"not enough data: {_counted(len(state.values), 'value', needed)}")
+
+    def _close_present(self, state: _State, f: Present) -> None:
+        missing = [name for name in f.metrics if name not in self._finals]
+        seen = {name: self._finals[name] for name in f.metrics if name in self._finals}
+        told = [f"{name} {_number(value)}" for name, value in seen.items()]
+        if not all(map(math.isfinite, seen.values())):
+            self._set(state, FAIL, ", ".join(told))
+        elif missing:
+            # A projection needs a number of steps to stand on; its absence is a lack of data, not a failure.
+            self._set(state, UNKNOWN, f"missing: {', '.join(missing)}")
+        else:
+            self._set(state, PASS, ", ".join(told))
+
+    def _hold(self, state: _State, f: Threshold, value: float) -> None:
+        name, limit = limit_of(f, self._precision())
+        if math.isnan(limit):
+            self._set(state, UNKNOWN, f"{_number(value)}, and no limit for precision {self._precision()}")
+            return
+        holds = {"at_most": value <= limit, "at_least": value >= limit, "below": value < limit, "above": value > limit}
+        shown = _number(value)
+        if shown == _number(limit) and value != limit:
+            shown = repr(value)  # "expected < 3, observed 3" would say nothing
+        self._set(state, PASS if holds[name] else FAIL, shown)
 
     def _set(self, state: _State, verdict: str, observed: str) -> None:
         state.verdict, state.observed, state.step = verdict, observed, self._step
 
-    def _limit(self, f: Threshold) -> tuple[str, float]:
-        name = next(name for name in _LIMITS if getattr(f, name) is not None)
-        limit = getattr(f, name)
-        precision = self._run.precision if self._run else "fp32"
-        return name, float(limit.get(precision, math.nan) if isinstance(limit, dict) else limit)
+    def _precision(self) -> str:
+        return self._run.precision if self._run else ""
 
-    def _holds(self, f: Threshold, value: float) -> bool:
-        name, limit = self._limit(f)
-        if name == "at_most":
-            return value <= limit
-        if name == "at_least":
-            return value >= limit
-        return value < limit if name == "below" else value > limit
+    def _steps_asked(self) -> int:
+        return self._run.steps_asked if self._run else 0
 
     def _expectation(self, f: Kind) -> str:
         if isinstance(f, Threshold):
-            name, limit = self._limit(f)
+            name, limit = limit_of(f, self._precision())
             which = "" if f.over == "each" else f"{f.over} "
-            return f"{which}{f.metric} {_LIMITS[name]} {_number(limit)}"
+            if math.isnan(limit):
+                return f"{which}{f.metric} {LIMITS[name]} a limit for precision {self._precision()}"
+            return f"{which}{f.metric} {LIMITS[name]} {_number(limit)}"
         if isinstance(f, Trend):
-            by = f" by {f.by:.0%} or more" if f.by else ""
+            by = f" by {100 * f.by:.4g}% or more" if f.by else ""
             return f"{f.metric} {f.direction}{by}"
         if isinstance(f, ExactSteps):
-            return f"exactly {self._run.max_steps if self._run else '?'} steps, or fewer by the time budget"
+            return f"exactly {_counted(self._steps_asked(), 'step')}, or fewer by the time budget"
         if isinstance(f, NoStall):
             return f"a step within {f.seconds:g} s or {f.factor:g} mean steps"
         if isinstance(f, Finite):
-            return f"{f.metric} finite at every step"
+            return f"{f.metric} always finite"
         return f"present: {', '.join(f.metrics)}"
 
     @staticmethod
@@ -323,19 +268,44 @@ def _metrics(event: Event) -> Iterable[tuple[str, float]]:
         kind = type(event).__name__.lower()
         for name in type(event).__struct_fields__:
             value = getattr(event, name)
-            if name not in ("v", "run", "seq", "t") and isinstance(value, int | float):
+            if name not in HEADER_FIELDS and isinstance(value, int | float):
                 yield f"{kind}.{name}", float(value)
 
 
 def _keep_extreme(values: list[float], value: float, over: str) -> None:
-    if values and over == "min" and not value < values[0]:
-        return
-    if values and over == "max" and not value > values[0]:
-        return
+    """Keeps the value that counts; NaN stays once it was seen, whatever comes before or after it."""
+    if values and over != "last" and not math.isnan(value):
+        held = values[0]
+        if math.isnan(held) or (held <= value if over == "min" else held >= value):
+            return
     values[:] = [value]
+
+
+def _counted(count: int, unit: str, of: str = "") -> str:
+    return f"{count:,}{of} {unit}{'' if count == 1 and not of else 's'}"
 
 
 def _number(value: float) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     return f"{value:.4f}".rstrip("0").rstrip(".") if 1e-2 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+class _Clock:
+    """Time by the events' own stamps; a wall clock that is set back neither undoes a wait nor makes one."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self.waited = self.in_phase = 0.0
+
+    def advance(self, t: float) -> None:
+        passed = 0.0 if self._last is None else max(0.0, t - self._last)
+        self._last = t
+        self.waited += passed
+        self.in_phase += passed
+
+    def begin_wait(self) -> None:
+        self.waited = 0.0
+
+    def begin_phase(self) -> None:
+        self.waited = self.in_phase = 0.0

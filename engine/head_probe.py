@@ -69,10 +69,10 @@ def probe_head(model: PreTrainedModel) -> HeadProbe:
     return HeadProbe(vocab, None if reason else head.weight, reason, causal)
 
 
-def _reason(model: PreTrainedModel, head: nn.Module | None, ids: Tensor, vocab: int) -> str:
+def _reason(model: PreTrainedModel, head: Any, ids: Tensor, vocab: int) -> str:
     if type(head) is not nn.Linear:
         return f"its head is no plain linear layer ({type(head).__name__})"
-    if head.bias is not None:
+    if getattr(head, "bias", None) is not None:
         return "its head has a bias"
     base: Any = model.base_model
     if base is model:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from engine.stream import End, Eval, Event, Log, Phase, Projection, Run, Step, Verdict
 
 
@@ -13,8 +15,7 @@ def human_lines(event: Event, run: Run | None) -> list[str]:
         run: the run's first event, once known: it says of how many steps this is one, and whether it is a smoke.
     """
     if isinstance(event, Step):
-        total = run.max_steps or run.target_steps if run else 0
-        return [f"  Step {event.step}/{total}: loss: {event.loss:.4f}"]
+        return [f"  Step {event.step}/{run.steps_asked if run else 0}: loss: {event.loss:.4f}"]
     if isinstance(event, Phase):
         return [f"phase {event.name}" + (f": {event.detail}" if event.detail else "")]
     if isinstance(event, Run):
@@ -24,7 +25,8 @@ def human_lines(event: Event, run: Run | None) -> list[str]:
         ]
     if isinstance(event, Eval):
         agreement = "" if event.agreement is None else f", top-1 agreement {event.agreement:.1%}"
-        return [f"held-out at step {event.step}: loss {event.loss:.4f}, ce {event.ce:.4f}, kd {event.kd:.4f}{agreement}"]
+        losses = f"loss {event.loss:.4f}, ce {event.ce:.4f}, kd {event.kd:.4f}"
+        return [f"held-out at step {event.step}: {losses}{agreement}"]
     if isinstance(event, Verdict):
         return [f"{event.verdict} {event.id}: expected {event.expected}, observed {event.observed}"]
     if isinstance(event, Log):
@@ -33,22 +35,31 @@ def human_lines(event: Event, run: Run | None) -> list[str]:
         return [projected_line(event)]
     if isinstance(event, End):
         closing = f"{event.status}: {event.reason} ({event.steps} steps, {event.seconds:.1f}s)"
-        first = event.summary
-        if "final_loss" not in first:
+        summary = _Summary(event.summary)
+        if "final_loss" not in summary:
             return [closing]
         if run and run.mode == "smoke":
             return [smoke_line(event), closing]
+        if event.status != "COMPLETED":
+            return [closing]
         return [
-            f"✓ Distillation complete: initial_loss={first['initial_loss']:.4f} → final_loss={first['final_loss']:.4f} "
-            f"({event.steps} steps, {event.seconds:.1f}s)",
+            f"✓ Distillation complete: initial_loss={summary['initial_loss']:.4f} → "
+            f"final_loss={summary['final_loss']:.4f} ({event.steps} steps, {event.seconds:.1f}s)",
             closing,
         ]
     return []
 
 
+class _Summary(dict[str, float]):
+    """A summary in which what was not said is NaN: a stream may come from another writer."""
+
+    def __missing__(self, key: str) -> float:
+        return math.nan
+
+
 def smoke_line(end: End) -> str:
     """Steps, seconds of training, first and last loss and throughput of a smoke."""
-    s = end.summary
+    s = _Summary(end.summary)
     return (
         f"[SMOKE] {end.steps} steps in {s['train_seconds']:.2f}s: initial_loss={s['initial_loss']:.4f}, "
         f"final_loss={s['final_loss']:.4f}, throughput={s['steps_per_second']:.2f} step/s"

@@ -116,8 +116,8 @@ def fused_kd_loss(
         alpha: weight of the cross-entropy, 0 to 1.
         normalizer: divide the sums by this many tokens rather than by the labelled ones of this call, so that the
             micro-batches of one batch add up to its mean.
-        chunk_bytes: size of one chunk of logits in bytes, [chunk, vocabulary] in float32, one token at least. Up to
-            four buffers of that size are held.
+        chunk_bytes: size of one chunk of logits, [chunk, vocabulary] in float32; it holds one token at least. The
+            eager arithmetic has four such buffers, the compiled one two. Larger chunks make faster products.
         compile: run the arithmetic of a chunk through torch.compile. Where that fails, no C++ compiler for instance,
             the eager arithmetic is used and one warning says so.
 
@@ -311,17 +311,20 @@ def _eager(
 def _fusible(
     student: Tensor, teacher: Tensor | None, labels: Tensor, temperature: float, hard: float
 ) -> tuple[Tensor, Tensor]:
-    """`_eager` in the form that a compiler turns into few loops; the gradient overwrites `student`."""
-    top = student.amax(1, keepdim=True)
-    centred = student - top
-    likely = (centred * temperature).exp()
+    """`_eager` in the form that a compiler turns into few loops; the gradient overwrites `student`.
+
+    Powers of two, since inductor writes every exp that is used twice to a tensor of its own, and no exp2.
+    """
+    bits = math.log2(math.e)
+    centred = student - student.amax(1, keepdim=True)
+    likely = (centred * (temperature * bits)).exp2()
     likely_sum = likely.sum(1, keepdim=True)
     ce = likely_sum.log() - temperature * centred.gather(1, labels)
     if teacher is None:
         student.copy_(likely / likely_sum)
         return ce.squeeze(1), torch.zeros_like(ce).squeeze(1)
     teacher_centred = teacher - teacher.amax(1, keepdim=True)
-    soft, goal = centred.exp(), teacher_centred.exp()
+    soft, goal = (centred * bits).exp2(), (teacher_centred * bits).exp2()
     soft_sum, goal_sum = soft.sum(1, keepdim=True), goal.sum(1, keepdim=True)
     gap = (goal * (teacher_centred - centred)).sum(1, keepdim=True) / goal_sum
     kd = temperature**2 * (gap + (soft_sum.log() - goal_sum.log()))

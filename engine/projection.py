@@ -31,9 +31,7 @@ class FixedCosts:
     def total_seconds(self) -> float:
         """All of it, in seconds."""
         return (
-            self.start_seconds
-            + self.evaluation_seconds * self.evaluations
-            + self.checkpoint_seconds * self.checkpoints
+            self.start_seconds + self.evaluation_seconds * self.evaluations + self.checkpoint_seconds * self.checkpoints
         )
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from engine.errors import ExitCode
 from engine.falsifiers import FAIL, Contract, Judge
 from engine.human import human_lines
-from engine.stream import End, Event, Heartbeat, Log, Phase, Run, Step, StreamWriter, Verdict
+from engine.stream import End, Event, Heartbeat, Log, Phase, Run, Step, Verdict
+from engine.stream_writer import StreamWriter
 
 HEARTBEAT_SECONDS = 5.0
 _WATCH_SECONDS = 0.5
@@ -73,9 +74,9 @@ class Recorder:
         """A line for the operator."""
         self.emit(Log(level=level, message=message))
 
-    def enter(self, phase: str, detail: str = "") -> None:
+    def enter(self, phase: str, detail: str = "", budget_seconds: float | None = None) -> None:
         """Begins a phase."""
-        self.emit(Phase(name=phase, detail=detail))
+        self.emit(Phase(name=phase, detail=detail, budget_seconds=budget_seconds))
 
     def finish(self, end: End) -> bool:
         """Appends the `end` event and closes the stream; False if it had been closed already."""

@@ -16,6 +16,7 @@ class StopRequest:
         self.signal: str | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """What `signal.signal` takes."""
         if self.signal is not None:
             os._exit(ExitCode.INTERRUPTED)
         self.signal = signal.Signals(number).name

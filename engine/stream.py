@@ -8,12 +8,8 @@ A reader skips events and fields that it does not know and refuses another `v`.
 from __future__ import annotations
 
 import math
-import os
-import threading
-import time
-from collections import deque
-from pathlib import Path
-from typing import Any, ClassVar
+from itertools import islice
+from typing import Annotated, Any
 
 import msgspec
 
@@ -26,19 +22,23 @@ _MAX_TEXT = 8 * 1024
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
+Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""An integer as other languages have it; a longer one in a stream is an error there and nowhere later."""
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=str.lower):
     """What every event carries; the writer stamps these four fields."""
 
-    v: int = VERSION
+    v: Integer = VERSION
     run: str = ""
-    seq: int = -1
+    seq: Integer = -1
     t: float = 0.0
 
 
 class Run(Event, frozen=True, kw_only=True):
     """What is being run, on what; the first thing known once the device is."""
 
-    attempt: int
+    attempt: Integer
     mode: str
     config: str
     gate: str
@@ -49,18 +49,23 @@ class Run(Event, frozen=True, kw_only=True):
     device: str
     device_name: str
     precision: str
-    world_size: int = 1
+    world_size: Integer = 1
     versions: dict[str, str] = {}
-    target_steps: int
-    max_steps: int | None = None
+    target_steps: Integer
+    max_steps: Integer | None = None
     budget_seconds: float | None = None
     temperature: float
     alpha: float
-    tokens_per_step: int
+    tokens_per_step: Integer
+
+    @property
+    def steps_asked(self) -> int:
+        """Steps that the run makes if nothing ends it before."""
+        return self.target_steps if self.max_steps is None else min(self.max_steps, self.target_steps)
 
 
 class Phase(Event, frozen=True, kw_only=True):
-    """A phase begins and the one before it ends. `budget_seconds` is how long it may take before it counts as stalled."""
+    """A phase begins and the one before it ends; after `budget_seconds` in it the run counts as stalled."""
 
     name: str
     budget_seconds: float | None = None
@@ -71,11 +76,11 @@ class Heartbeat(Event, frozen=True, kw_only=True):
     """Sent every few seconds from a thread of its own: the process lives, in this phase."""
 
     phase: str
-    step: int
-    rss_bytes: int
-    host_free_bytes: int | None = None
-    device_used_bytes: int | None = None
-    device_total_bytes: int | None = None
+    step: Integer
+    rss_bytes: Integer
+    host_free_bytes: Integer | None = None
+    device_used_bytes: Integer | None = None
+    device_total_bytes: Integer | None = None
 
 
 class Measure(Event, frozen=True, kw_only=True):
@@ -89,39 +94,39 @@ class Measure(Event, frozen=True, kw_only=True):
 class Step(Event, frozen=True, kw_only=True):
     """One optimizer step. Losses in nats per labelled token; `seconds` runs from the end of the step before."""
 
-    step: int
+    step: Integer
     loss: float
     ce: float
     kd: float
     lr: float
     grad_norm: float
-    tokens: int
+    tokens: Integer
     seconds: float
 
 
 class Eval(Event, frozen=True, kw_only=True):
-    """Losses on the held-out part; top-1 agreement (0 to 1) and cosine of the logits with the teacher's, if there is one."""
+    """Losses on the held-out part; top-1 agreement (0 to 1) and cosine of logits with the teacher, if there is one."""
 
-    step: int
+    step: Integer
     loss: float
     ce: float
     kd: float
     agreement: float | None = None
     cosine: float | None = None
-    tokens: int
+    tokens: Integer
     seconds: float
 
 
 class Projection(Event, frozen=True, kw_only=True):
     """Wall time of a run of `target_steps`, in seconds, as 10th, 50th and 90th percentile."""
 
-    target_steps: int
+    target_steps: Integer
     p10_seconds: float
     p50_seconds: float
     p90_seconds: float
     step_seconds: float
     fixed_seconds: float
-    samples: int
+    samples: Integer
 
 
 class Verdict(Event, frozen=True, kw_only=True):
@@ -133,7 +138,7 @@ class Verdict(Event, frozen=True, kw_only=True):
     claim: str
     expected: str
     observed: str
-    step: int
+    step: Integer
 
 
 class Log(Event, frozen=True, kw_only=True):
@@ -148,8 +153,8 @@ class End(Event, frozen=True, kw_only=True):
 
     status: str
     reason: str
-    exit_code: int
-    steps: int
+    exit_code: Integer
+    steps: Integer
     seconds: float
     summary: dict[str, float] = {}
 
@@ -162,19 +167,26 @@ _FLOAT_FIELDS: dict[str, frozenset[str]] = {
     tag: frozenset(f.name for f in msgspec.structs.fields(cls) if "float" in str(f.type))
     for tag, cls in _BY_TAG.items()
 }
-_decoder = msgspec.json.Decoder(
-    Run | Phase | Heartbeat | Measure | Step | Eval | Projection | Verdict | Log | End
-)
+_decoder = msgspec.json.Decoder(Run | Phase | Heartbeat | Measure | Step | Eval | Projection | Verdict | Log | End)
 _encoder = msgspec.json.Encoder()
 
 
 def encode(event: Event) -> bytes:
-    """The event as one line with its newline, at most `MAX_LINE_BYTES`; over-long texts are cut and marked."""
+    """The event as one line with its newline, at most `MAX_LINE_BYTES`; over-long texts are cut and marked.
+
+    Raises:
+        StreamError: too long even with every text cut, which takes a run id or a type of several KiB.
+    """
     raw = _finite(msgspec.to_builtins(event))
-    line = _encoder.encode(raw) + b"\n"
-    if len(line) > MAX_LINE_BYTES:
-        raw = {k: v[:_MAX_TEXT] + "… (cut)" if isinstance(v, str) and len(v) > _MAX_TEXT else v for k, v in raw.items()}
+    try:
         line = _encoder.encode(raw) + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate: how Python spells a file name that is not UTF-8
+        raw = _encodable(raw)
+        line = _encoder.encode(raw) + b"\n"
+    limit = _MAX_TEXT
+    while len(line) > MAX_LINE_BYTES and limit:
+        line = _encoder.encode(_cut(raw, limit)) + b"\n"
+        limit //= 2
     if len(line) > MAX_LINE_BYTES:
         raise StreamError(f"event {raw.get('event')}: {len(line):,} bytes", expected=f"at most {MAX_LINE_BYTES:,}")
     return line
@@ -188,14 +200,15 @@ def decode_line(line: bytes) -> Event | None:
     """
     try:
         event: Event | None = _decoder.decode(line)
-    except msgspec.ValidationError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         event = _decode_slowly(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StreamError(f"stream: a line is not JSON: {clean(str(error), 200)}", expected="one event a line") from None
     if event is None:
         return None
-    if event.v != VERSION:
-        raise _unknown_version(event.v)
+    # A field that is not there reads as its default, and only the line itself tells the one from the other.
+    if event.v != VERSION or b'"v"' not in line:
+        raise _unknown_version(event.v if b'"v"' in line else None)
+    if event.seq < 0 or not event.run:
+        raise StreamError("stream: an event without run or seq", expected="a stream that was written whole")
     # JSON holds control characters only as escapes: a plain ASCII line without a backslash has nothing to clean.
     if b"\\" in line or b"\x7f" in line or not line.isascii():
         return _cleaned(event)
@@ -203,14 +216,20 @@ def decode_line(line: bytes) -> Event | None:
 
 
 def _decode_slowly(line: bytes) -> Event | None:
-    """What the typed decoder refused: an unknown event, a non-finite number, another version, or a broken one."""
-    raw = msgspec.json.decode(line)
+    """What the typed decoder refused: an unknown event, a non-finite number, another version, or a broken line."""
+    try:
+        raw = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        what = f"stream: a line is not JSON: {clean(str(error), 200)}"
+        raise StreamError(what, expected="one event a line") from None
     if not isinstance(raw, dict):
         raise StreamError("stream: a line is not an object", expected="one event a line")
     if raw.get("v") != VERSION:
         raise _unknown_version(raw.get("v"))
     tag = raw.get("event")
-    if not isinstance(tag, str) or tag not in _BY_TAG:
+    if not isinstance(tag, str):
+        raise StreamError("stream: a line without an event type", expected="one event a line")
+    if tag not in _BY_TAG:
         return None
     for name in _FLOAT_FIELDS[tag] & raw.keys():
         value = raw[name]
@@ -241,6 +260,31 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(k): _encodable(v) for k, v in value.items()}
+    return value
+
+
+def _cut(raw: dict[str, Any], limit: int) -> dict[str, Any]:
+    """The event with texts and mappings cut to `limit` characters and entries; its type and run stay whole."""
+
+    def text(value: Any) -> Any:
+        return value[:limit] + "… (cut)" if isinstance(value, str) and len(value) > limit else value
+
+    shorter: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key in ("event", "run"):
+            shorter[key] = value
+        elif isinstance(value, dict):
+            shorter[key] = {text(k): text(v) for k, v in islice(value.items(), limit)}
+        else:
+            shorter[key] = text(value)
+    return shorter
+
+
 def _cleaned(event: Event) -> Event:
     changes: dict[str, object] = {}
     for name in event.__struct_fields__:
@@ -248,88 +292,5 @@ def _cleaned(event: Event) -> Event:
         if isinstance(value, str):
             changes[name] = clean(value, MAX_LINE_BYTES)
         elif isinstance(value, dict):
-            changes[name] = {
-                clean(k, 200): clean(v, _MAX_TEXT) if isinstance(v, str) else v for k, v in value.items()
-            }
+            changes[name] = {clean(k, 200): clean(v, _MAX_TEXT) if isinstance(v, str) else v for k, v in value.items()}
     return msgspec.structs.replace(event, **changes)
-
-
-class StreamWriter:
-    """Appends events to one file, each with one `write`, under one lock.
-
-    A line that the disk takes only in part is cut back, kept and tried again with the next event, so that a full disk
-    never leaves a torn line in the middle and never ends training.
-
-    Args:
-        path: the stream; made with mode 0600 if missing, continued (torn tail cut, `seq` going on) if there.
-        run: uuid of the run.
-    """
-
-    max_backlog: ClassVar[int] = 10_000
-    """Events kept in memory while the disk is full; beyond it heartbeats, and they alone, are left out."""
-
-    def __init__(self, path: Path, run: str) -> None:
-        self._lock = threading.RLock()
-        self._run = run
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._seq = _cut_torn_tail(self._fd, run) + 1
-        self._backlog: deque[bytes] = deque()
-        self.failed_writes = 0
-
-    def emit(self, event: Event) -> Event:
-        """Stamps the event with version, run, seq and time, appends it, and returns it as stamped."""
-        with self._lock:
-            if len(self._backlog) >= self.max_backlog and isinstance(event, Heartbeat):
-                return event
-            stamped = msgspec.structs.replace(event, v=VERSION, run=self._run, seq=self._seq, t=time.time())
-            self._backlog.append(encode(stamped))
-            self._seq += 1
-            self._flush()
-            return stamped
-
-    def sync(self) -> None:
-        """Flushes what is pending and waits until the disk has it."""
-        with self._lock:
-            self._flush()
-            os.fsync(self._fd)
-
-    def close(self) -> None:
-        """Syncs and closes; raises OSError where the disk still refuses lines."""
-        with self._lock:
-            self.sync()
-            os.close(self._fd)
-            if self._backlog:
-                raise OSError(f"{len(self._backlog)} events of the stream could not be written")
-
-    def _flush(self) -> None:
-        while self._backlog:
-            line = self._backlog[0]
-            before = os.fstat(self._fd).st_size
-            try:
-                written = os.write(self._fd, line)
-            except OSError:
-                written = 0
-            if written != len(line):
-                os.ftruncate(self._fd, before)
-                self.failed_writes += 1
-                return
-            self._backlog.popleft()
-
-
-def _cut_torn_tail(fd: int, run: str) -> int:
-    """Cuts an unfinished last line off and returns the last whole line's seq, -1 for an empty stream."""
-    size = os.fstat(fd).st_size
-    tail_start = max(0, size - 2 * MAX_LINE_BYTES)
-    tail = os.pread(fd, size - tail_start, tail_start)
-    end = tail.rfind(b"\n") + 1
-    if end != len(tail):
-        os.ftruncate(fd, tail_start + end)
-    if end == 0:
-        if tail_start > 0:
-            raise StreamError("stream: its last 128 KiB hold no line end", expected="JSON Lines")
-        return -1
-    last = tail[tail.rfind(b"\n", 0, end - 1) + 1 : end]
-    head = msgspec.json.decode(last)
-    if not isinstance(head, dict) or head.get("run") != run or not isinstance(head.get("seq"), int):
-        raise StreamError(f"stream: its last line is not of run {run}", expected="one run a directory")
-    return int(head["seq"])

@@ -12,25 +12,22 @@ from pathlib import Path
 import torch
 
 from engine.config import RunConfig, fingerprint, gate_fingerprint
-from engine.data import Corpus, Order, degenerate, load_corpus
-from engine.device import Placement, device_memory, place
+from engine.data import Corpus, Order, degenerate
+from engine.device import Placement, device_memory, device_peak_bytes, place
 from engine.distill import Pair
-from engine.errors import DataError, ExitCode, RunError
+from engine.errors import DataError, ExitCode
 from engine.export import checkpoint_seconds, export_model
 from engine.falsifiers import JUDGE_PHASE, exit_code_of
-from engine.formats import resolve_builtin
-from engine.models import CausalLM, align_vocabulary, load_student, load_teacher, weights_distance
+from engine.loading import load
+from engine.models import CausalLM
 from engine.optimizer import adamw, learning_rate
 from engine.projection import MIN_STEPS, FixedCosts, project
 from engine.recorder import Recorder, peak_rss_bytes
-from engine.selfcheck import check_loss, forward_error
+from engine.selfcheck import check_loss
 from engine.stop import StopRequest
 from engine.stream import End, Eval, Measure, Run, Step
 
-LONG_RUN_STEPS = 5_000
-"""From this many steps on, a teacher equal to its student is refused whatever the contract says."""
-
-_PROBE_TOKENS = 64
+PHASE_BUDGET_SECONDS = 1_800.0
 _REASONS = {"steps": "every step is done", "max_steps": "max_steps is reached", "budget": "the time budget is reached"}
 _MARGIN_SECONDS = 1.0
 
@@ -104,8 +101,9 @@ class Trainer:
         for measure in check_loss(self.placement.device, self.placement.dtype, self.config.distill.temperature):
             self.recorder.emit(measure)
 
-        teacher, student, corpus = self._load()
-        pair = self._pair(teacher, student)
+        loaded = load(self.config, self.placement, self.recorder, self._enter, self._poll)
+        student, corpus = loaded.student, loaded.corpus
+        pair = self._pair(loaded.teacher, student)
         heldout = torch.from_numpy(corpus.heldout_batch(self.config.data.heldout_windows)).to(self.placement.device)
 
         self._enter("baseline-evaluation")
@@ -119,7 +117,7 @@ class Trainer:
         if self.evals[-1].step != self.progress.step:
             self._evaluate(pair, heldout)
 
-        self._conclude(student)
+        self._conclude(student, loaded.tokenizer_dir)
         self._enter(JUDGE_PHASE, reason)
         if self.smoke and reason == "budget" and self.progress.step < MIN_STEPS:
             return self._end(
@@ -130,66 +128,6 @@ class Trainer:
             )
         code = exit_code_of(self.recorder.verdicts)
         return self._end("FAILED" if code == ExitCode.FAILED else "COMPLETED", _REASONS[reason], code)
-
-    def _load(self) -> tuple[CausalLM | None, CausalLM, Corpus]:
-        """Teacher, student and corpus, each checked as it comes."""
-        config, device = self.config, self.placement.device
-        teacher: CausalLM | None = None
-        if config.teacher is not None:
-            self._enter("load-teacher", config.teacher.path)
-            teacher = load_teacher(config.teacher, device, self.placement.dtype)
-        self._enter("load-student", config.student.path or config.student.from_ or "")
-        student = load_student(config.student, device, config.train.seed)
-        teacher_tokenizer = None
-        if teacher is not None:
-            teacher_tokenizer = teacher.files.tokenizer_dir
-            check = align_vocabulary(teacher, student, teacher_tokenizer, student.files.tokenizer_dir)
-            level = "info" if check.status == "PASS" else "warning"
-            self.recorder.log(f"vocabulary {check.status}: {check.observed}", level)
-        for model in (student, teacher):
-            if model is not None and model.head is None:
-                self.recorder.log(f"{model.name}: {model.head_reason}; the plain loss on whole logits is used", "warning")
-        self._compare(teacher, student)
-
-        self._enter("load-data", ", ".join(config.data.paths))
-        if config.data.tokenizer == "builtin":
-            self.tokenizer_dir: Path | None = resolve_builtin("builtin:teacher")
-        elif config.data.tokenizer is not None:
-            self.tokenizer_dir = Path(config.data.tokenizer)
-        else:
-            self.tokenizer_dir = student.files.tokenizer_dir or teacher_tokenizer
-        corpus = load_corpus(
-            config.data,
-            self.tokenizer_dir,
-            sequence=config.train.sequence,
-            rows=student.vocab,
-            progress=lambda fraction: self._poll(),
-        )
-        self.recorder.log(
-            f"{corpus.description}: {corpus.documents:,} files, {corpus.train_tokens:,} tokens to train on, "
-            f"{corpus.heldout_tokens:,} held out"
-        )
-        return teacher, student, corpus
-
-    def _compare(self, teacher: CausalLM | None, student: CausalLM) -> None:
-        """The checks that need the real models: forward passes, and that they are two models and not one."""
-        probe = torch.arange(_PROBE_TOKENS, device=self.placement.device).remainder(student.vocab).unsqueeze(0)
-        if teacher is not None:
-            error = forward_error(teacher, probe, self.placement.autocast)
-            self.recorder.emit(Measure(name="teacher_002_logit_error", value=error))
-            distance = weights_distance(teacher, student)
-            self.recorder.emit(
-                Measure(name="teacher_student_distance", value=distance, detail="relative, over all weights")
-            )
-            if distance == 0 and self.config.train.steps >= LONG_RUN_STEPS and not self.smoke:
-                raise RunError(
-                    f"teacher and student have the same weights, and {self.config.train.steps:,} steps were asked for",
-                    expected="two different models",
-                    do="check teacher.path and student.path",
-                )
-        error = forward_error(student, probe, self.placement.autocast)
-        self.recorder.emit(Measure(name="student_logit_error", value=error))
-        self._poll()
 
     def _pair(self, teacher: CausalLM | None, student: CausalLM) -> Pair:
         distill = self.config.distill
@@ -254,9 +192,7 @@ class Trainer:
         self.progress.seconds = time.monotonic() - self.progress.started
         return reason
 
-    def _step(
-        self, pair: Pair, batch: object, optimizer: torch.optim.Optimizer
-    ) -> tuple[float, float, float, float]:
+    def _step(self, pair: Pair, batch: object, optimizer: torch.optim.Optimizer) -> tuple[float, float, float, float]:
         """One optimizer step; loss, ce, kd and gradient norm. A non-finite loss changes no weight."""
         train = self.config.train
         windows = torch.as_tensor(batch).to(self.placement.device)
@@ -307,7 +243,7 @@ class Trainer:
         )
         self.recorder.emit(self.evals[-1])
 
-    def _conclude(self, student: CausalLM) -> None:
+    def _conclude(self, student: CausalLM, tokenizer_dir: Path | None) -> None:
         """What a smoke projects, what a full run exports, and the measures that close the contract."""
         if self.progress.seconds > 0 and self.progress.step:
             self.recorder.emit(Measure(name="steps_per_second", value=self.progress.step / self.progress.seconds))
@@ -327,14 +263,16 @@ class Trainer:
                 self.recorder.emit(projection)
         else:
             self._enter("export")
-            path = export_model(student.model, self.tokenizer_dir, self.run_dir)
+            path = export_model(student.model, tokenizer_dir, self.run_dir)
             self.recorder.log(f"model written and read back: {path.name}")
         files = sum(1 for _ in self.run_dir.rglob("*.safetensors"))
         self.recorder.emit(Measure(name="model_files", value=float(files)))
 
     def _enter(self, phase: str, detail: str = "") -> None:
         self._poll()
-        self.recorder.enter(phase, detail)
+        # A smoke is bounded as a whole; in a full run a phase that loads or evaluates for this long counts as stalled.
+        bounded = not self.smoke and phase != "train"
+        self.recorder.enter(phase, detail, PHASE_BUDGET_SECONDS if bounded else None)
 
     def _poll(self) -> None:
         """Ends the run when a signal asked for it, a fatal verdict fell, or the budget is gone before training."""
@@ -349,6 +287,9 @@ class Trainer:
         p = self.progress
         summary = {f"phase_{k}_seconds": v for k, v in self.recorder.phase_seconds.items() if k}
         summary["peak_rss_bytes"] = float(peak_rss_bytes())
+        on_device = device_peak_bytes(self.placement.device)
+        if on_device is not None:
+            summary["peak_device_bytes"] = float(on_device)
         if p.step:
             seconds = p.seconds or time.monotonic() - p.started
             summary |= {

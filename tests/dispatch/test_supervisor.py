@@ -74,6 +74,14 @@ def test_a_caller_without_standard_descriptors_starts_a_run_like_any_other(run: 
     assert run.log() == "here\n"
 
 
+def test_signals_that_the_caller_ignores_still_reach_the_trainer(run: Run) -> None:
+    script = "import signal; print(*(signal.getsignal(n) == signal.SIG_DFL for n in (signal.SIGTERM, signal.SIGQUIT)))"
+    command = shlex.join(run.argv("run", *run.trainer(script)))
+    subprocess.run(["sh", "-c", f"trap '' TERM QUIT INT; exec {command}"], timeout=60, check=True, capture_output=True)
+    run.exit()
+    assert run.log().split() == ["True", "True"]
+
+
 def test_the_trainer_gets_an_allowlisted_environment_and_a_private_umask(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
 
 from engine.config import Student, Teacher
 from engine.errors import ModelError
@@ -134,6 +135,8 @@ def test_nothing_is_printed_and_no_network_is_touched(
     def refuse(*_: object) -> None:
         raise AssertionError("a connection was opened")
 
+    transformers_logging.set_verbosity_info()
+    transformers_logging.enable_progress_bar()
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     teacher(model_zoo.qwen2)
@@ -141,6 +144,7 @@ def test_nothing_is_printed_and_no_network_is_touched(
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == ""
+    assert transformers_logging.get_verbosity() == transformers_logging.ERROR
 
 
 def test_random_weights_are_a_pure_function_of_the_seed(model_zoo: ModelZoo) -> None:
