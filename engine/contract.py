@@ -46,6 +46,9 @@ Metric = Annotated[
     ),
 ]
 Limit = Annotated[float | dict[str, float], _described("a finite number, or one for each of fp32 and bf16")]
+Limits = Annotated[
+    dict[Metric, float], msgspec.Meta(min_length=1), _described("a mapping of metrics to their largest allowed value")
+]
 Needs = Annotated[list[Literal["teacher", "max_steps"]], _described("a list of teacher and max_steps")]
 
 
@@ -107,7 +110,13 @@ class Present(Falsifier, frozen=True, kw_only=True, tag="present"):
     metrics: Annotated[list[Metric], msgspec.Meta(min_length=1, extra_json_schema={"description": "a list of metrics"})]
 
 
-Kind = Threshold | Trend | ExactSteps | NoStall | Finite | Present
+class AllAtMost(Falsifier, frozen=True, kw_only=True, tag="all_at_most"):
+    """Each of these metrics, by its last value, is at most its limit; one that is never seen leaves it undecided."""
+
+    limits: Limits
+
+
+Kind = Threshold | Trend | ExactSteps | NoStall | Finite | Present | AllAtMost
 
 
 class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,7 +128,8 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 _KINDS: dict[str, type[Kind]] = {
-    str(kind.__struct_config__.tag): kind for kind in (Threshold, Trend, ExactSteps, NoStall, Finite, Present)
+    str(kind.__struct_config__.tag): kind
+    for kind in (Threshold, Trend, ExactSteps, NoStall, Finite, Present, AllAtMost)
 }
 
 
@@ -238,12 +248,16 @@ def _falsifier(entry: object, place: _Place) -> Kind:
             raise place.wrong(f"unknown metric {metric}{hint}", None if near else alternatives(METRICS))
     if isinstance(falsifier, Threshold):
         _check_limit(falsifier, place)
+    if isinstance(falsifier, AllAtMost) and not all(map(math.isfinite, falsifier.limits.values())):
+        raise place.wrong("a limit that is not finite", "finite numbers", "limits")
     return falsifier
 
 
 def _metrics_of(falsifier: Kind) -> list[str]:
     if isinstance(falsifier, Present):
         return falsifier.metrics
+    if isinstance(falsifier, AllAtMost):
+        return list(falsifier.limits)
     return [falsifier.metric] if isinstance(falsifier, Threshold | Trend | Finite) else []
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from engine.contract import (
     HEADER_FIELDS,
     LIMITS,
+    AllAtMost,
     Contract,
     ExactSteps,
     Finite,
@@ -184,6 +185,8 @@ class Judge:
             self._set(state, PASS, f"all finite to step {self._step}")
         elif isinstance(f, Present):
             self._close_present(state, f)
+        elif isinstance(f, AllAtMost):
+            self._close_all_at_most(state, f)
         elif isinstance(f, NoStall) and self._steps_seen:
             self._set(state, PASS, f"longest wait {self._longest_wait:.1f} s")
         elif isinstance(f, ExactSteps):
@@ -208,6 +211,16 @@ class Judge:
             self._set(state, UNKNOWN, f"missing: {', '.join(missing)}")
         else:
             self._set(state, PASS, ", ".join(told))
+
+    def _close_all_at_most(self, state: _State, f: AllAtMost) -> None:
+        seen = {name: self._finals[name] for name in f.limits if name in self._finals}
+        broken = {name: value for name, value in seen.items() if not value <= f.limits[name]}
+        missing = [name for name in f.limits if name not in seen]
+        if missing and not broken:
+            self._set(state, UNKNOWN, f"missing: {', '.join(missing)}")
+            return
+        told = ", ".join(f"{_short(name)} {_number(value)}" for name, value in (broken or seen).items())
+        self._set(state, FAIL if broken else PASS, told)
 
     def _hold(self, state: _State, f: Threshold, value: float) -> None:
         name, limit = limit_of(f, self._precision())
@@ -245,6 +258,8 @@ class Judge:
             return f"a step within {f.seconds:g} s or {f.factor:g} mean steps"
         if isinstance(f, Finite):
             return f"{f.metric} always finite"
+        if isinstance(f, AllAtMost):
+            return ", ".join(f"{_short(name)} <= {_number(limit)}" for name, limit in f.limits.items())
         return f"present: {', '.join(f.metrics)}"
 
     @staticmethod
@@ -283,6 +298,11 @@ def _keep_extreme(values: list[float], value: float, over: str) -> None:
 
 def _counted(count: int, unit: str, of: str = "") -> str:
     return f"{count:,}{of} {unit}{'' if count == 1 and not of else 's'}"
+
+
+def _short(metric: str) -> str:
+    # Several in one line: what they all begin with says nothing.
+    return metric.removeprefix("measure.")
 
 
 def _number(value: float) -> str:

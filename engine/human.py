@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from engine.stream import End, Eval, Event, Log, Phase, Projection, Run, Step, Verdict
+from engine.stream import Checkpoint, CheckpointFailed, End, Eval, Event, Log, Phase, Projection, Run, Step, Verdict
 
 
 def human_lines(event: Event, run: Run | None) -> list[str]:
@@ -27,6 +27,12 @@ def human_lines(event: Event, run: Run | None) -> list[str]:
         agreement = "" if event.agreement is None else f", top-1 agreement {event.agreement:.1%}"
         losses = f"loss {event.loss:.4f}, ce {event.ce:.4f}, kd {event.kd:.4f}"
         return [f"held-out at step {event.step}: {losses}{agreement}"]
+    if isinstance(event, Checkpoint):
+        return [f"[PMAT-699] checkpoint saved at step {event.step}: {event.path}"]
+    if isinstance(event, CheckpointFailed):
+        # The words end like this in every log of the field; after the last step there is no training to go on.
+        goes_on = " (training continues)" if {"periodic", "best"}.intersection(event.kind.split("+")) else ""
+        return [f"[PMAT-699] checkpoint save at step {event.step} failed: {event.error}{goes_on}"]
     if isinstance(event, Verdict):
         return [f"{event.verdict} {event.id}: expected {event.expected}, observed {event.observed}"]
     if isinstance(event, Log):

@@ -117,6 +117,33 @@ class Eval(Event, frozen=True, kw_only=True):
     seconds: float
 
 
+class Checkpoint(Event, frozen=True, kw_only=True):
+    """A checkpoint stands on disk and was read back whole.
+
+    `kind` is periodic, best, interrupt or final, or several of them joined by "+"; `path` is relative to the run
+    directory; `sha256` is that of its `model.safetensors`. `seconds` covers everything from the request on;
+    `waited_seconds` is the part of them that training stood still.
+    """
+
+    step: Integer
+    kind: str
+    path: str
+    bytes: Integer
+    tensors: Integer
+    sha256: str
+    seconds: float
+    waited_seconds: float
+
+
+class CheckpointFailed(Event, frozen=True, kw_only=True, tag="checkpoint_failed"):
+    """A checkpoint could not be made; those before it are as they were."""
+
+    step: Integer
+    kind: str
+    error: str
+    seconds: float
+
+
 class Projection(Event, frozen=True, kw_only=True):
     """Wall time of a run of `target_steps`, in seconds, as 10th, 50th and 90th percentile."""
 
@@ -160,14 +187,16 @@ class End(Event, frozen=True, kw_only=True):
 
 
 EVENT_TYPES: tuple[type[Event], ...] = (
-    Run, Phase, Heartbeat, Measure, Step, Eval, Projection, Verdict, Log, End
+    Run, Phase, Heartbeat, Measure, Step, Eval, Checkpoint, CheckpointFailed, Projection, Verdict, Log, End
 )  # fmt: skip
-_BY_TAG: dict[str, type[Event]] = {cls.__name__.lower(): cls for cls in EVENT_TYPES}
+_BY_TAG: dict[str, type[Event]] = {str(cls.__struct_config__.tag): cls for cls in EVENT_TYPES}
 _FLOAT_FIELDS: dict[str, frozenset[str]] = {
     tag: frozenset(f.name for f in msgspec.structs.fields(cls) if "float" in str(f.type))
     for tag, cls in _BY_TAG.items()
 }
-_decoder = msgspec.json.Decoder(Run | Phase | Heartbeat | Measure | Step | Eval | Projection | Verdict | Log | End)
+_decoder = msgspec.json.Decoder(
+    Run | Phase | Heartbeat | Measure | Step | Eval | Checkpoint | CheckpointFailed | Projection | Verdict | Log | End
+)
 _encoder = msgspec.json.Encoder()
 
 

@@ -16,9 +16,10 @@ from engine.data import Corpus, Order, degenerate
 from engine.device import Placement, device_memory, device_peak_bytes, place
 from engine.distill import Pair
 from engine.errors import DataError, ExitCode
-from engine.export import checkpoint_seconds, export_model
+from engine.export import checkpoint_seconds, export, weights_digests
 from engine.falsifiers import JUDGE_PHASE, exit_code_of
 from engine.loading import load
+from engine.model_card import Provenance
 from engine.models import CausalLM
 from engine.optimizer import adamw, learning_rate
 from engine.projection import MIN_STEPS, FixedCosts, project
@@ -106,6 +107,7 @@ class Trainer:
         pair = self._pair(loaded.teacher, student)
         heldout = torch.from_numpy(corpus.heldout_batch(self.config.data.heldout_windows)).to(self.placement.device)
 
+        self.initial = weights_digests(student.model)
         self._enter("baseline-evaluation")
         self.start_seconds = time.monotonic() - self.started
         self._evaluate(pair, heldout)
@@ -263,10 +265,46 @@ class Trainer:
                 self.recorder.emit(projection)
         else:
             self._enter("export")
-            path = export_model(student.model, tokenizer_dir, self.run_dir)
-            self.recorder.log(f"model written and read back: {path.name}")
+            exported = export(
+                student.model,
+                self.run_dir,
+                provenance=self._provenance(),
+                initial=self.initial,
+                tokenizer_dir=tokenizer_dir,
+                poll=self._poll,
+            )
+            for measure in exported.measures:
+                self.recorder.emit(measure)
+            if exported.ok:
+                self.recorder.log(f"model written and verified by a fresh process: {exported.path.name}")
+            else:
+                self.recorder.log(f"the export is not the trained model: {'; '.join(exported.problems)}", "error")
         files = sum(1 for _ in self.run_dir.rglob("*.safetensors"))
         self.recorder.emit(Measure(name="model_files", value=float(files)))
+
+    def _provenance(self) -> Provenance:
+        """What the model card says of this run."""
+        config, p = self.config, self.progress
+        first, last = self.evals[0].loss, self.evals[-1].loss
+        return Provenance(
+            run=self.run_dir.name,
+            teacher=config.teacher.path if config.teacher else None,
+            student=config.student.path or config.student.from_ or "",
+            data=config.data.paths,
+            config=fingerprint(config),
+            steps=p.step,
+            tokens=p.tokens,
+            temperature=config.distill.temperature,
+            alpha=config.distill.alpha,
+            losses={
+                "train, first step": p.initial_loss,
+                "train, last step": p.final_loss,
+                "held-out, before": first,
+                "held-out, after": last,
+            },
+            verdicts=[(v.id, v.verdict, v.observed) for v in self.recorder.verdicts if v.verdict != "PENDING"],
+            versions={name: metadata.version(name) for name in ("torch", "transformers")},
+        )
 
     def _enter(self, phase: str, detail: str = "") -> None:
         self._poll()
