@@ -15,6 +15,7 @@ from console.report import Result
 from console.run_state import Reducer, RunState
 from dispatch import runs
 from dispatch.follower import Batch, Follower
+from dispatch.manifest import SUMS, verify_sums
 from dispatch.transport import LocalTransport, Transport
 from engine.config import RunConfig
 from engine.errors import ConfigError, ExitCode, KdError, RunError
@@ -89,7 +90,7 @@ def run(job: Job, narrator: Narrator) -> Result | None:
 
 def attach(run_dir: runs.RunDir, narrator: Narrator) -> Result | None:
     """Follows a run that exists, running or ended, to its end."""
-    return asyncio.run(_follow_run(run_dir, LocalTransport(), narrator, False, None, 0.0))
+    return asyncio.run(_attach(run_dir, narrator))
 
 
 async def _run(job: Job, text: str, narrator: Narrator) -> Result | None:
@@ -97,16 +98,25 @@ async def _run(job: Job, text: str, narrator: Narrator) -> Result | None:
     run_dir = runs.create_run(job.config, evidence=job.evidence, contract_text=text, name=job.name)
     narrator.say(f"run {run_dir.id} in {run_dir.path}")
     transport = LocalTransport()
-    await runs.launch(transport, run_dir.path)
     budget = job.config.smoke.budget_seconds if job.config.mode == "smoke" else None
-    launch_seconds = time.monotonic() - started
-    return await _follow_run(run_dir, transport, narrator, job.stops_on_interrupt, budget, launch_seconds)
+    # From before the launch on, so that no Ctrl-C ends the console and leaves behind a run that it has just started.
+    with _interrupts() as interrupt:
+        await runs.launch(transport, run_dir.path)
+        launch_seconds = time.monotonic() - started
+        stops = job.stops_on_interrupt
+        return await _follow_run(run_dir, transport, narrator, interrupt, stops, budget, launch_seconds)
+
+
+async def _attach(run_dir: runs.RunDir, narrator: Narrator) -> Result | None:
+    with _interrupts() as interrupt:
+        return await _follow_run(run_dir, LocalTransport(), narrator, interrupt, False, None, 0.0)
 
 
 async def _follow_run(
     run_dir: runs.RunDir,
     transport: Transport,
     narrator: Narrator,
+    interrupt: asyncio.Event,
     stops_on_interrupt: bool,
     budget: float | None,
     launch_seconds: float,
@@ -114,11 +124,10 @@ async def _follow_run(
     contract = parse_contract((run_dir.path / "contract.yaml").read_text(encoding="utf-8"), "contract.yaml")
     reducer = Reducer(contract)
     overdue = None if budget is None else time.monotonic() + budget + SILENCE_SECONDS
-    interrupt = asyncio.Event()
     stopping: asyncio.Task[runs.Stop] | None = None
     last: Batch | None = None
     problem: KdError | None = None
-    with _interrupts(interrupt), narrator.watching(run_dir.manifest.mode, budget):
+    with narrator.watching(run_dir.manifest.mode, budget):
         try:
             async for batch in Follower(transport, run_dir.path, run_dir.run).batches():
                 last = batch
@@ -145,9 +154,19 @@ async def _follow_run(
                 with contextlib.suppress(KdError):
                     await stopping
     state = reducer.state
-    result = _conclude(run_dir, state, last, problem, launch_seconds)
-    runs.seal(run_dir.path)
+    interrupted = stopping is not None and problem is None
+    result = _conclude(run_dir, state, last, problem, interrupted, launch_seconds)
+    _seal(run_dir, narrator)
     return result
+
+
+def _seal(run_dir: runs.RunDir, narrator: Narrator) -> None:
+    """Writes the checksums of a run that has none yet; those of an old one are held against its files instead."""
+    if not (run_dir.path / SUMS).exists():
+        runs.seal(run_dir.path)
+        return
+    for changed in verify_sums(run_dir.path):
+        narrator.say(f"warning: {run_dir.path}: since the run ended: {changed}")
 
 
 async def _stop(transport: Transport, run_dir: runs.RunDir, kill_after: float | None) -> runs.Stop:
@@ -156,15 +175,22 @@ async def _stop(transport: Transport, run_dir: runs.RunDir, kill_after: float | 
 
 
 def _conclude(
-    run_dir: runs.RunDir, state: RunState, last: Batch | None, problem: KdError | None, launch_seconds: float
+    run_dir: runs.RunDir,
+    state: RunState,
+    last: Batch | None,
+    problem: KdError | None,
+    interrupted: bool,
+    launch_seconds: float,
 ) -> Result:
     """Status, reason and exit code, from the `end` event, the exit record and our own judgement."""
     end, record = state.end, last.ended if last else None
     if problem is not None:
         status, reason, code = "TIMEOUT", str(problem), ExitCode.TIMEOUT
     elif end is None:
-        status, code = "CRASHED", ExitCode.UNDECIDED
         how = "its end was not recorded" if record is None else record.describe()
+        # A second Ctrl-C, or one before the engine could listen, ends it without a word; that is no crash.
+        stopped = interrupted and record is not None and record.signal is not None
+        status, code = ("STOPPED", ExitCode.INTERRUPTED) if stopped else ("CRASHED", ExitCode.UNDECIDED)
         reason = f"the run ended without an end event in phase {state.phase}: {how}; see launch.log"
     else:
         status, reason, code = end.status, end.reason, ExitCode(end.exit_code)
@@ -186,13 +212,14 @@ def _conclude(
 
 
 @contextlib.contextmanager
-def _interrupts(event: asyncio.Event) -> Iterator[None]:
+def _interrupts() -> Iterator[asyncio.Event]:
     """While inside, Ctrl-C and SIGTERM set the event instead of ending the process."""
+    event = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, event.set)
     try:
-        yield
+        yield event
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)

@@ -25,9 +25,9 @@ _STEPS = 10
 class _Tables:
     """Seeded tables of logits, of a student and of a teacher, with labels."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, temperature: float) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, temperature: float, compile: bool) -> None:
         generator = torch.Generator().manual_seed(20150309)
-        self.device, self.dtype, self.temperature = device, dtype, temperature
+        self.device, self.dtype, self.temperature, self.compile = device, dtype, temperature, compile
         self.student = self._place(torch.randn(_ROWS, _VOCABULARY, generator=generator) * 2)
         self.teacher = self._place(torch.randn(_ROWS, _VOCABULARY, generator=generator) * 2)
         self.direction = self._place(torch.randn(_ROWS, _VOCABULARY, generator=generator))
@@ -46,6 +46,7 @@ class _Tables:
             self.labels,
             temperature=self.temperature,
             alpha=alpha,
+            compile=self.compile,
         )
 
     def gradient(self, student: Tensor, teacher: Tensor, alpha: float) -> Tensor:
@@ -55,15 +56,18 @@ class _Tables:
         return leaf.grad
 
 
-def check_loss(device: torch.device, dtype: torch.dtype, temperature: float) -> Iterator[Measure]:
+def check_loss(
+    device: torch.device, dtype: torch.dtype, temperature: float, *, compile: bool = False
+) -> Iterator[Measure]:
     """Measures for F-DISTILL-KDSTEP-001 to 003 and F-DISTILL-STUDENT-001 and 002.
 
     Args:
         device: that will train.
         dtype: of the matrix products: float32, or bfloat16 under mixed precision.
         temperature: of the run.
+        compile: whether the loss that trains is compiled.
     """
-    tables = _Tables(device, dtype, temperature)
+    tables = _Tables(device, dtype, temperature, compile)
 
     ours = tables.gradient(tables.student, tables.teacher, alpha=1.0)
     leaf = tables.student.double().requires_grad_() if device.type != "mps" else tables.student.clone().requires_grad_()
