@@ -273,7 +273,7 @@ def _finish(result: Result | None, as_json: bool) -> None:
         console = Console(highlight=False)
         if not console.is_terminal:
             console = Console(highlight=False, width=140)
-        console.print(report.table(result))
+        report.show(result, console)
     sys.exit(result.exit_code)
 
 

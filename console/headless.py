@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +18,17 @@ from dispatch.follower import Batch, Follower
 from dispatch.manifest import SUMS, verify_sums
 from dispatch.transport import LocalTransport, Transport
 from engine.config import RunConfig
-from engine.errors import ConfigError, ExitCode, KdError, RunError
+from engine.errors import ConfigError, DataError, ExitCode, KdError, RunError
 from engine.falsifiers import builtin_contract, exit_code_of, parse_contract
 from engine.formats import inspect_model_dir, resolve_builtin
+from engine.text import clean
 from engine.vocabulary import check_vocabulary
 
 SILENCE_SECONDS = 60.0
 """A run that sends not even a heartbeat for this long is stalled."""
 STOP_GRACE_SECONDS = 30.0
 MAX_CONTRACT_BYTES = 1 << 20
+BUILTIN_CORPUS = "builtin:stdlib"
 LONG_RUN_STEPS = 5_000
 
 
@@ -48,7 +50,7 @@ def check(config: RunConfig) -> str:
     """Everything that can be refused before a process is started; returns the contract's text.
 
     Raises:
-        ConfigError, ModelError: what is wrong, in one message.
+        ConfigError, ModelError, DataError: what is wrong, in one message.
     """
     text = contract_text(config)
     parse_contract(text, config.contract.path)
@@ -58,7 +60,31 @@ def check(config: RunConfig) -> str:
     if config.teacher is not None:
         teacher = inspect_model_dir(resolve_builtin(config.teacher.path), "teacher")
         check_vocabulary(teacher.vocab_size, student.vocab_size, teacher.tokenizer_dir, student.tokenizer_dir)
+    _check_corpus(config.data.paths)
     return text
+
+
+def _check_corpus(paths: Sequence[str]) -> None:
+    """What can be told of the corpus without tokenising it; the engine looks again, and at the rest."""
+    for given in paths:
+        path, shown = Path(given), clean(given, 300)
+        if given == BUILTIN_CORPUS or path.is_dir():
+            continue
+        if not path.exists():
+            raise DataError(f"data.path: {shown}: no such file or directory", do="check the path")
+        try:
+            empty = path.is_file() and not _first_byte(path)
+        except OSError as error:
+            raise DataError(
+                f"data.path: {shown}: cannot be read: {error.strerror}", do="check its permissions"
+            ) from None
+        if empty and len(paths) == 1:
+            raise DataError(f"data.path: {shown} is empty", expected="text", do="check the path")
+
+
+def _first_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1)
 
 
 def contract_text(config: RunConfig) -> str:
@@ -193,12 +219,12 @@ def _conclude(
         status, code = ("STOPPED", ExitCode.INTERRUPTED) if stopped else ("CRASHED", ExitCode.UNDECIDED)
         reason = f"the run ended without an end event in phase {state.phase}: {how}; see launch.log"
     else:
-        status, reason, code = end.status, end.reason, ExitCode(end.exit_code)
+        status, reason, code = end.status, end.reason, _known(end.exit_code)
+        judged = exit_code_of(state.judged)
         # The engine's word counts only where our own judgement of the same stream says the same.
-        if end.status == "COMPLETED" or code == ExitCode.FAILED:
-            judged = exit_code_of(state.judged)
-            if state.disagreements or judged not in (code, ExitCode.OK):
-                status, reason, code = "DISPUTED", "engine and console judge differently", ExitCode.UNDECIDED
+        concluded = end.status == "COMPLETED" or code == ExitCode.OK
+        if state.disagreements or (concluded and judged != code):
+            status, reason, code = "DISPUTED", "engine and console judge differently", ExitCode.UNDECIDED
     return Result(
         id=run_dir.id,
         mode=run_dir.manifest.mode,
@@ -209,6 +235,11 @@ def _conclude(
         evidence=run_dir.path,
         launch_seconds=launch_seconds,
     )
+
+
+def _known(exit_code: int) -> ExitCode:
+    """The code as one of ours; what a foreign writer put there is undecided."""
+    return ExitCode(exit_code) if exit_code in set(ExitCode) else ExitCode.UNDECIDED
 
 
 @contextlib.contextmanager

@@ -39,10 +39,11 @@ class Result:
 
     @property
     def decision(self) -> str:
-        """`GO` or `NO-GO` for a smoke, else the status."""
-        if self.mode != "smoke":
-            return self.status
-        return "GO" if self.exit_code == ExitCode.OK else "NO-GO"
+        """`GO` or `NO-GO` for a smoke; else the status, or UNDECIDED where verdicts are missing."""
+        if self.mode == "smoke":
+            return "GO" if self.exit_code == ExitCode.OK else "NO-GO"
+        undecided = self.status == "COMPLETED" and self.exit_code == ExitCode.UNDECIDED
+        return "UNDECIDED" if undecided else self.status
 
 
 def document(result: Result) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def show(result: Result, console: Console) -> None:
 
 
 def table(result: Result) -> RenderableType:
-    """What an operator reads: the decision first, then why."""
+    """What an operator reads: why, and last, where the eye is when the command ends, the decision."""
     return Group(*_parts(result))
 
 
@@ -134,27 +135,32 @@ def _parts(result: Result) -> list[RenderableType]:
             parts.append(_Line(smoke_line(end)))
         if state.projection is not None:
             parts.append(_Line(projected_line(state.projection)))
-    parts.append(_headline(result))
     parts.append(_losses_table(state))
     parts.append(_facts(result))
     if state.judged:
         parts.append(_Verdicts(state.judged))
     parts += [Text(f"✘ verdicts disagree: {line}", style="bold red") for line in state.disagreements]
     parts.append(_Line(f"evidence  {clean(str(result.evidence))}"))
+    parts.append(_decision(result))
     return parts
 
 
-def _headline(result: Result) -> Text:
+def _decision(result: Result) -> Text:
+    """The decision, how many verdicts stand behind it, and each that stands against it."""
     good = result.exit_code == ExitCode.OK
-    text = Text()
-    text.append(f"\n {'✔' if good else '✘'} {result.decision} ", style="bold green" if good else "bold red")
-    text.append(f" {clean(result.reason)}")
-    failing = [v.id for v in result.state.judged if v.verdict == "FAIL" and v.severity != "warn"]
-    undecided = [v.id for v in result.state.judged if v.verdict in ("PENDING", "UNKNOWN") and v.severity != "warn"]
-    if failing:
-        text.append(f"\n   FAIL: {', '.join(failing)}", style="bold red")
-    if undecided and not good:
-        text.append(f"\n   undecided: {', '.join(undecided)}", style="yellow")
+    style = "bold green" if good else "bold red"
+    binding = [v for v in result.state.judged if v.severity != "warn"]
+    passed = sum(v.verdict == "PASS" for v in binding)
+    text = Text("\n")
+    text.append(f"{'✔' if good else '✘'} {result.decision}", style=style)
+    text.append(f"  {clean(result.reason)}")
+    if binding:
+        text.append(f"; {passed} of {len(binding)} binding verdicts PASS")
+    against = [v for v in binding if v.verdict == "FAIL" or (v.verdict != "PASS" and result.status == "COMPLETED")]
+    for v in against:
+        glyph, colour = _GLYPHS.get(v.verdict, ("?", "yellow"))
+        text.append(f"\n  {glyph} {v.verdict} {v.id}", style=colour)
+        text.append(f"  expected {v.expected}, observed {v.observed}")
     return text
 
 
@@ -215,11 +221,11 @@ def _facts(result: Result) -> RenderableType:
 
 
 class _Verdicts:
-    """The verdicts, failures first: a table where there is room for one, else two lines each."""
+    """The verdicts, failures last, next to the decision: a table where there is room for one, else two lines each."""
 
     def __init__(self, verdicts: tuple[Verdict, ...]) -> None:
-        order = {"FAIL": 0, "UNKNOWN": 1, "PENDING": 2, "PASS": 3}
-        self._verdicts = sorted(verdicts, key=lambda v: order.get(v.verdict, 0))
+        order = {"PASS": 0, "PENDING": 1, "UNKNOWN": 2, "FAIL": 3}
+        self._verdicts = sorted(verdicts, key=lambda v: order.get(v.verdict, 3))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         narrow = options.max_width < TABLE_WIDTH

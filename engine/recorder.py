@@ -6,7 +6,6 @@ Needs no torch, so that it stands before torch is imported: from its first secon
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -188,14 +187,7 @@ class Recorder:
             except UnicodeEncodeError:  # a file name that is not UTF-8, or an output that takes ASCII only
                 print(line.encode("ascii", "backslashreplace").decode(), flush=True)
         except (OSError, ValueError):
-            self._renew_stdout()
-
-    def _renew_stdout(self) -> None:
-        """A full disk takes no human lines. What was buffered is let go, or the exit would fail to write it as well."""
-        try:
-            sys.stdout = open(sys.stdout.fileno(), "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-        except (OSError, ValueError):
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            return  # a full disk, or nobody there to read: the stream has it all, and training goes on
 
 
 def peak_rss_bytes() -> int:

@@ -98,7 +98,12 @@ class Trainer:
         self.recorder.emit(run_event(self.config, self.placement, self.contract_digest))
 
         self._enter("self-check")
-        for measure in check_loss(self.placement.device, self.placement.dtype, self.config.distill.temperature):
+        for measure in check_loss(
+            self.placement.device,
+            self.placement.dtype,
+            self.config.distill.temperature,
+            compile=self._compiles_loss(),
+        ):
             self.recorder.emit(measure)
 
         loaded = load(self.config, self.placement, self.recorder, self._enter, self._poll)
@@ -131,7 +136,6 @@ class Trainer:
 
     def _pair(self, teacher: CausalLM | None, student: CausalLM) -> Pair:
         distill = self.config.distill
-        on_gpu = self.placement.device.type == "cuda"
         return Pair(
             student=student,
             teacher=teacher,
@@ -139,8 +143,13 @@ class Trainer:
             alpha=distill.alpha,
             autocast=self.placement.autocast,
             chunk_bytes=distill.chunk_mib << 20,
-            compile=distill.compile == "on" or (distill.compile == "auto" and on_gpu),
+            compile=self._compiles_loss(),
         )
+
+    def _compiles_loss(self) -> bool:
+        """Whether the loss's arithmetic is compiled; what is checked before training is what trains."""
+        wanted = self.config.distill.compile
+        return wanted == "on" or (wanted == "auto" and self.placement.device.type == "cuda")
 
     def _train(self, pair: Pair, corpus: Corpus, heldout: torch.Tensor) -> str:
         """The loop; returns why it ended: `steps`, `max_steps` or `budget`."""
@@ -162,7 +171,7 @@ class Trainer:
             step = self.progress.step + 1
             batch = order.next(train.batch)
             if problem := degenerate(batch):
-                raise DataError(f"data: the batch of step {step} is degenerate: {problem}", do="check the corpus")
+                self._degenerate(step, problem)
             rate = learning_rate(step, train, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -210,6 +219,13 @@ class Trainer:
         elif math.isfinite(total):
             total = float(norm)  # an infinite gradient is as final as an infinite loss
         return total, ce, kd, float(norm)
+
+    def _degenerate(self, step: int, problem: str) -> None:
+        """Refuses a corpus that begins with useless batches; a stray one in the middle of a long run is only told."""
+        what = f"the batch of step {step} is degenerate: {problem}"
+        if step <= MIN_STEPS:
+            raise DataError(f"data: {what}", do="check the corpus")
+        self.recorder.log(what, "warning")
 
     def _advance(self, step: int, tokens: int, loss: float) -> None:
         self.progress.step = step
@@ -275,7 +291,7 @@ class Trainer:
         self.recorder.enter(phase, detail, PHASE_BUDGET_SECONDS if bounded else None)
 
     def _poll(self) -> None:
-        """Ends the run when a signal asked for it, a fatal verdict fell, or the budget is gone before training."""
+        """Ends the run when a signal asked for it or a fatal verdict fell; the heartbeat watches the budget."""
         if self.stop.signal is not None:
             raise _Ended("STOPPED", f"{self.stop.signal} in phase {self.recorder.phase}", ExitCode.INTERRUPTED)
         fatal = self.recorder.fatal

@@ -13,11 +13,12 @@ from engine.stream import End, Eval, Event, Heartbeat, Log, Measure, Phase, Proj
 RUN = "11111111-2222-4333-8444-555555555555"
 EPOCH = 1_760_000_000.0
 SELF_CHECKS = {
-    "kdstep_001_gradient_error": 1e-7,
-    "kdstep_002_gradient": 0.0,
-    "kdstep_003_smallest_growth": 0.2,
-    "student_001_smallest_rise": 0.5,
-    "student_002_loss_ratio": 0.4,
+    "ce_gradient_error": 1e-7,
+    "self_gradient": 0.0,
+    "kd_gradient_error": 1e-6,
+    "smallest_kd_growth": 0.2,
+    "smallest_logit_rise": 0.5,
+    "ten_step_loss_ratio": 0.4,
 }
 
 
@@ -72,7 +73,7 @@ def smoke_events(
     events += [Phase(name="self-check"), *(Measure(name=name, value=value) for name, value in SELF_CHECKS.items())]
     events += [Phase(name="load-teacher"), Phase(name="load-student")]
     if teacher:
-        events.append(Measure(name="teacher_002_logit_error", value=0.0))
+        events.append(Measure(name="teacher_logit_error", value=0.0))
         events.append(Measure(name="teacher_student_distance", value=1.0))
     events += [Measure(name="student_logit_error", value=0.0), Log(level="info", message="596 files")]
     events += [Phase(name="baseline-evaluation"), eval_event(0, 5.0, cosine(0.1)), Phase(name="train")]

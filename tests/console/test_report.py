@@ -100,9 +100,9 @@ def test_the_table_renders_at_every_width_and_names_every_verdict(width: int, ev
 @pytest.mark.parametrize("width", [80, 120])
 def test_no_figure_of_the_losses_is_cut_off(width: int) -> None:
     lines = rendered(result(), width).splitlines()
-    total = next(line for line in lines if line.startswith("held-out"))
+    total = next(line for line in lines if line.startswith("held-out  "))
     assert total.split() == ["held-out", "total", "5.0000", "3.8000", "-24.0%", "5.0%", "to", "30.0%"]
-    kd = [line.split() for line in lines if line.split()[:1] == ["kd"]]
+    kd = [line.split() for line in lines if line.split()[:1] == ["kd"] and line.split()[-1].endswith("%")]
     assert kd == [["kd", "3.9000", "2.8000", "-28.2%"], ["kd", "5.0000", "3.8000", "-24.0%"]]
 
 
@@ -113,22 +113,24 @@ def test_lines_that_are_grepped_and_paths_that_are_copied_stay_whole_on_a_narrow
     assert "evidence  /somewhere/evidence/20261015-120000-smoke-abcdef" in lines
 
 
-def test_go_and_no_go_are_said_in_words_with_what_failed() -> None:
-    assert " GO " in rendered(result(), 100)
-    assert "NO-GO" not in rendered(result(), 100)
-    text = rendered(result(FAILED, exit_code=ExitCode.FAILED, status="FAILED"), 100)
-    assert "NO-GO" in text
-    assert "FAIL: F-DISTILL-SMOKE-001, F-DISTILL-PIPELINE-001" in text
-    undecided = with_verdicts(smoke_events(9))
-    text = rendered(result(undecided, exit_code=ExitCode.UNDECIDED), 100)
-    assert "undecided: F-DISTILL-PIPELINE-001, FT-SMOKE-003" in text
+def test_go_and_no_go_are_the_last_thing_said_with_what_stands_against_them() -> None:
+    good = rendered(result(), 100).rstrip().splitlines()[-1]
+    assert good.startswith("✔ GO ")
+    assert "binding verdicts PASS" in good
+    last = rendered(result(FAILED, exit_code=ExitCode.FAILED, status="FAILED"), 140).rstrip().splitlines()[-3:]
+    assert last[0].startswith("✘ NO-GO ")
+    assert "FAIL F-DISTILL-SMOKE-001  expected eval.loss falls, observed " in last[1]
+    assert "FAIL F-DISTILL-PIPELINE-001" in last[2]
+    undecided = rendered(result(with_verdicts(smoke_events(9)), exit_code=ExitCode.UNDECIDED), 140)
+    assert "✘ NO-GO" in undecided
+    assert "? UNKNOWN FT-SMOKE-003" in undecided.rstrip().splitlines()[-1]
 
 
-def test_failed_verdicts_stand_first() -> None:
+def test_failed_verdicts_stand_last_next_to_the_decision() -> None:
     rows = [line for line in rendered(result(FAILED), 120).splitlines() if " F" in line and line[:1] in "✔✘?◌"]
     words = [line.split()[1] for line in rows]
-    assert words[:2] == ["FAIL", "FAIL"]
-    assert set(words[2:]) == {"PASS"}
+    assert words[-2:] == ["FAIL", "FAIL"]
+    assert set(words[:-2]) == {"PASS"}
 
 
 def test_a_disagreement_is_shown() -> None:
@@ -185,5 +187,5 @@ def test_durations_are_told_in_the_two_units_that_matter(seconds: float, text: s
 
 def test_on_a_narrow_terminal_what_was_expected_stays_readable() -> None:
     lines = [line.strip() for line in rendered(result(), 80).splitlines()]
-    assert "measure.kdstep_001_gradient_error <= 1e-05: 1e-07" in lines
+    assert "ce gradient error <= 1e-05: 1e-07" in lines
     assert "a step within 30 s or 20 mean steps: longest wait 0.5 s" in lines

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from engine.config import Student, Teacher
 from engine.distill import Pair
+from engine.kd_loss import fused_kd_loss
 from engine.models import CausalLM, load_student, load_teacher
 from tests.engine.model_fixtures import save_gpt2, save_qwen2
 
@@ -139,6 +140,21 @@ def test_the_kd_part_is_zero_for_a_student_that_is_its_teacher(tmp_path: Path) -
     held = made.evaluate(windows(), 2, lambda: None)
     assert held.agreement == 1.0
     assert held.cosine == pytest.approx(1.0)
+
+
+def test_under_mixed_precision_the_head_products_run_in_the_short_type(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+
+    def watched(hidden: Tensor, head: Tensor, teacher: Tensor, *rest: Any, **options: Any) -> Any:
+        seen.extend((hidden.dtype, teacher.dtype))
+        return fused_kd_loss(hidden, head, teacher, *rest, **options)
+
+    monkeypatch.setattr("engine.distill.fused_kd_loss", watched)
+    windows = torch.randint(VOCABULARY, (2, 9))
+    pair(models.student, models.teacher, autocast=torch.bfloat16).loss(windows, 16)
+    assert seen == [torch.bfloat16, torch.bfloat16]
 
 
 def test_under_mixed_precision_the_loss_is_nearly_the_same(models: Models) -> None:

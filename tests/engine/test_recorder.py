@@ -18,7 +18,7 @@ import pytest
 from engine import recorder as recorder_module
 from engine.contract import parse_contract
 from engine.errors import ExitCode
-from engine.falsifiers import FAIL, JUDGE_PHASE, PASS
+from engine.falsifiers import FAIL, JUDGE_PHASE, PASS, Judge
 from engine.human import human_lines
 from engine.recorder import Recorder, peak_rss_bytes
 from engine.stream import End, Event, Heartbeat, Log, Measure, Phase, Run, Verdict, decode_line
@@ -70,7 +70,7 @@ def test_a_verdict_follows_the_event_that_changed_it(stream: Path, recorder: Rec
     for before, verdict in pairwise(events):
         if isinstance(verdict, Verdict) and verdict.id == "F-DISTILL-KDSTEP-001":
             assert isinstance(before, Measure)
-            assert before.name == "kdstep_001_gradient_error"
+            assert before.name == "ce_gradient_error"
     closing = next(i for i, e in enumerate(events) if isinstance(e, Phase) and e.name == JUDGE_PHASE)
     assert all(isinstance(event, Verdict) for event in events[closing + 1 :])
     assert len(events) - closing - 1 == 6
@@ -324,29 +324,38 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, most))
 for i in range(5):
     recorder.log("x" * 1_000)
 resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-recorder.log("room again")
+if sys.argv[2] == "log":
+    recorder.log("room again")
 recorder.finish(end_event())
 """
 
 
-def test_after_a_full_disk_the_operator_is_told_once(stream: Path) -> None:
-    subprocess.run([sys.executable, "-c", FULL, str(stream)], cwd=ROOT, check=True, timeout=30, capture_output=True)
+@pytest.mark.parametrize(("first", "told"), [("log", 1), ("end", 0)])
+def test_after_a_full_disk_the_operator_is_told_once_and_never_after_the_end(
+    stream: Path, first: str, told: int
+) -> None:
+    arguments = [sys.executable, "-c", FULL, str(stream), first]
+    subprocess.run(arguments, cwd=ROOT, check=True, timeout=30, capture_output=True)
     events = read(stream)
     assert [event.seq for event in events] == list(range(len(events)))
     messages = [event.message for event in events if isinstance(event, Log) and event.level == "warning"]
-    assert len(messages) == 1
-    assert "could not be written" in messages[0]
+    assert ["could not be written" in message for message in messages] == [True] * told
     assert isinstance(events[-1], End)
 
 
 def test_what_was_left_out_of_the_stream_is_not_judged(stream: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder(stream, RUN, smoke_contract())
-    for event in smoke_events(10)[:20]:
-        recorder.emit(event)
-    before = recorder.verdicts
-    monkeypatch.setattr("engine.stream_writer.StreamWriter.max_backlog", 0)
-    recorder.emit(Heartbeat(phase="train", step=0, rss_bytes=0))
-    assert recorder.verdicts == before
+    recorder.emit(run_event())
+    recorder.enter("train")
+    with monkeypatch.context() as full:
+        full.setattr("engine.stream_writer.StreamWriter.max_backlog", 0)
+        recorder.emit(Heartbeat(phase="train", step=0, rss_bytes=0))
+    recorder.emit(step_event(1, 1.0))
+    judge = Judge(smoke_contract())
+    for event in read(stream):
+        judge.observe(event)
+    assert recorder.verdicts == judge.verdicts
+    assert FAIL not in {v.verdict for v in recorder.verdicts}
     recorder.finish(end_event())
     assert not [e for e in read(stream) if isinstance(e, Heartbeat) and e.rss_bytes == 0]
 

@@ -173,7 +173,9 @@ def test_integers_that_other_languages_cannot_hold_are_refused() -> None:
 @example(b'{"event":"log","v":1,"seq":1e999}')
 @example(b'{"event":["log"],"v":1}')
 @example(b'"log"')
-@example(b'{"event":"vitals","v":1,"deep":' + b"[" * 5_000)
+@example(b'{"event":"vitals","v":1,"deep":' + b"[" * 100_000)
+@example(b'{"event":"log","v":1,"level":"a","message":"b","deep":' + b"[" * 100_000)
+@example(b'{"event":"log","v":1,"level":"a","message":"b","deep":' + b'{"a":' * 100_000)
 def test_arbitrary_bytes_are_an_event_nothing_or_one_kind_of_error(content: bytes) -> None:
     with contextlib.suppress(StreamError):
         decode_line(content)
@@ -409,6 +411,32 @@ def test_a_file_size_limit_tears_no_line_and_loses_no_event(tmp_path: Path) -> N
         f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({unlimited}, {unlimited}))",
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited)),
     )
+    check_filled(told, path)
+
+
+def test_half_a_line_that_could_not_be_cut_at_once_is_cut_before_the_next_write(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    # The one thing that no real disk does on demand: refuse to cut as well, once.
+    refuse_once = (
+        "cut = os.ftruncate; refused = []\n"
+        "def ftruncate(fd, size):\n"
+        "    if not refused: refused.append(size); raise OSError(5, 'refused')\n"
+        "    cut(fd, size)\n"
+        "os.ftruncate = ftruncate\n"
+    )
+    program = FULL_DISK.replace('    assert content.endswith(b"\\n"), content[-50:]\n', "    pass\n")
+    assert program != FULL_DISK
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    done = subprocess.run(
+        [
+            sys.executable, "-c", program.replace("path, run", refuse_once + "path, run", 1), str(path), RUN,
+            f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({unlimited}, {unlimited}))",
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_123, unlimited)),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
     check_filled(told, path)
 
 
