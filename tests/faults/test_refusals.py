@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import shutil
 import struct
 import zipfile
@@ -235,10 +236,15 @@ def ended(outcome: Outcome, rc: int, status: str) -> str:
     return str(end["reason"])
 
 
+def names_failed(outcome: Outcome, identifier: str) -> bool:
+    """Whether the report says FAIL of a falsifier."""
+    return re.search(rf"\bFAIL:? +{re.escape(identifier)}\b", outcome.out) is not None
+
+
 @of("equal_teacher", "copied_teacher")
 def test_a_teacher_equal_to_its_student_fails_and_is_named(outcome: Outcome) -> None:
     assert DIVERGENCE in ended(outcome, 1, "FAILED")
-    assert f"FAIL: {DIVERGENCE}" in outcome.out
+    assert names_failed(outcome, DIVERGENCE)
     assert not outcome.run.has("step")
 
 
@@ -256,13 +262,13 @@ def test_a_loss_that_is_no_number_names_its_step_and_fails(outcome: Outcome) -> 
     assert last["loss"] in ("NaN", "Infinity")
     assert last["step"] < 12
     assert f"the loss of step {last['step']} is" in ended(outcome, 1, "FAILED")
-    assert "FAIL: F-FINITE-001" in outcome.out
+    assert names_failed(outcome, "F-FINITE-001")
 
 
 @of("failed_gate")
 def test_a_gate_that_fails_is_named_and_exits_1_after_the_last_step(outcome: Outcome) -> None:
     ended(outcome, 1, "FAILED")
-    assert "FAIL: F-MINE-001" in outcome.out
+    assert names_failed(outcome, "F-MINE-001")
     assert len(outcome.run.events("step")) == 12
 
 
