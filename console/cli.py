@@ -267,13 +267,25 @@ def _finish(result: Result | None, as_json: bool) -> None:
 
     if result is None:
         return
-    if as_json:
-        click.echo(json.dumps(report.document(result), indent=2, allow_nan=False))
-    else:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console = Console(highlight=False, width=140)
-        report.show(result, console)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    with console.capture() as capture:
+        if as_json:
+            console.out(json.dumps(report.document(result), indent=2, allow_nan=False))
+        elif result.exit_code == ExitCode.USAGE:
+            # Nothing was trained, and nothing in a table would say more than the one message.
+            console.out(f"evidence  {result.evidence}")
+        else:
+            report.show(result, console)
+    try:
+        sys.stdout.write(capture.get())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader went away (`| head`); the run's exit code still stands.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if result.exit_code == ExitCode.USAGE:
+        click.echo(f"error: {result.reason}", err=True)
     sys.exit(result.exit_code)
 
 
@@ -294,7 +306,3 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`); there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitCode.OK)

@@ -61,6 +61,12 @@ def check(config: RunConfig) -> str:
         teacher = inspect_model_dir(resolve_builtin(config.teacher.path), "teacher")
         check_vocabulary(teacher.vocab_size, student.vocab_size, teacher.tokenizer_dir, student.tokenizer_dir)
     _check_corpus(config.data.paths)
+    tokenizer = config.data.tokenizer
+    if tokenizer is not None and tokenizer != "builtin" and not (Path(tokenizer) / "tokenizer.json").is_file():
+        shown = clean(tokenizer, 300)
+        raise DataError(
+            f"data.tokenizer: {shown} has no tokenizer.json", expected="a directory that has one, or builtin"
+        )
     return text
 
 

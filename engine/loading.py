@@ -89,6 +89,8 @@ def load(
         f"{corpus.description}: {corpus.documents:,} files, {corpus.train_tokens:,} tokens to train on, "
         f"{corpus.heldout_tokens:,} held out"
     )
+    if corpus.undecodable:
+        recorder.log(f"{corpus.description}: {corpus.undecodable:,} places are not UTF-8", "warning")
     return Loaded(teacher, student, corpus, tokenizer_dir)
 
 

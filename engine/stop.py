@@ -9,7 +9,6 @@ from types import FrameType
 
 from engine.errors import ExitCode
 
-
 SAME_REQUEST_SECONDS = 1.0
 """Signals closer together than this are one request: a host that shuts down tells trainer and supervisor at once, and
 the supervisor passes it on."""

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from engine.config import RunConfig, fingerprint, gate_fingerprint
-from engine.data import Corpus, Order, degenerate
+from engine.data import Corpus
 from engine.device import Placement, device_memory, device_peak_bytes, place
 from engine.distill import Pair
 from engine.errors import DataError, ExitCode
 from engine.export import checkpoint_seconds, export_model
-from engine.falsifiers import JUDGE_PHASE, exit_code_of
+from engine.falsifiers import FAIL, JUDGE_PHASE, exit_code_of
 from engine.loading import load
 from engine.models import CausalLM
 from engine.optimizer import adamw, learning_rate
@@ -25,7 +25,8 @@ from engine.projection import MIN_STEPS, FixedCosts, project
 from engine.recorder import Recorder, peak_rss_bytes
 from engine.selfcheck import check_loss
 from engine.stop import StopRequest
-from engine.stream import End, Eval, Measure, Run, Step
+from engine.stream import End, Eval, Measure, Run, Step, Verdict
+from engine.windows import Order, degenerate
 
 PHASE_BUDGET_SECONDS = 1_800.0
 _REASONS = {"steps": "every step is done", "max_steps": "max_steps is reached", "budget": "the time budget is reached"}
@@ -131,8 +132,11 @@ class Trainer:
                 f"{self.progress.step} steps; {MIN_STEPS} are needed for a verdict",
                 ExitCode.TIMEOUT,
             )
-        code = exit_code_of(self.recorder.verdicts)
-        return self._end("FAILED" if code == ExitCode.FAILED else "COMPLETED", _REASONS[reason], code)
+        verdicts = [v for v in self.recorder.verdicts if v.severity != "warn"]
+        code = exit_code_of(verdicts)
+        if code == ExitCode.FAILED:
+            return self._end("FAILED", _against([v for v in verdicts if v.verdict == FAIL]), code)
+        return self._end("COMPLETED", _REASONS[reason], code)
 
     def _pair(self, teacher: CausalLM | None, student: CausalLM) -> Pair:
         distill = self.config.distill
@@ -296,8 +300,7 @@ class Trainer:
             raise _Ended("STOPPED", f"{self.stop.signal} in phase {self.recorder.phase}", ExitCode.INTERRUPTED)
         fatal = self.recorder.fatal
         if fatal is not None:
-            reason = f"{fatal.id}: {fatal.claim}: expected {fatal.expected}, observed {fatal.observed}"
-            raise _Ended("FAILED", reason, ExitCode.FAILED)
+            raise _Ended("FAILED", _against([fatal]), ExitCode.FAILED)
 
     def _end(self, status: str, reason: str, code: ExitCode) -> End:
         p = self.progress
@@ -325,6 +328,13 @@ class Trainer:
             seconds=time.monotonic() - self.started,
             summary=summary,
         )
+
+
+def _against(verdicts: list[Verdict]) -> str:
+    """Why a run failed: each verdict that stands against it, as what does not hold."""
+    return "; ".join(
+        f"{v.id} is FAIL: not so that {v.claim} (expected {v.expected}, observed {v.observed})" for v in verdicts
+    )
 
 
 def run_event(config: RunConfig, placement: Placement, contract_digest: str) -> Run:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from engine import data as data_module
 from engine.config import Data
-from engine.data import MIN_FILES_TO_HOLD_OUT, Corpus, Order, Windows, degenerate, load_corpus, load_tokenizer
+from engine.data import BUILTIN, MIN_FILES_TO_HOLD_OUT, Corpus, load_corpus, load_tokenizer, split_documents
 from engine.errors import DataError
+from engine.windows import Order, Windows, degenerate
 from tests.engine.model_fixtures import save_tokenizer
 
 WORDS = [f"w{i}" for i in range(200)]
@@ -341,7 +342,7 @@ class TestRefusedText:
 
     def test_a_directory_without_a_tokenizer(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text(words(100))
-        assert "tokenizer.json: no tokenizer" in self.refused(tmp_path / "a.txt", tmp_path)
+        assert "has no tokenizer.json" in self.refused(tmp_path / "a.txt", tmp_path)
 
     @pytest.mark.parametrize("content", ["", "{}", "{", '{"model": {"type": "Magic"}}', "\x1b[2J"])
     def test_a_broken_tokenizer(self, tmp_path: Path, content: str) -> None:
@@ -431,3 +432,16 @@ def test_a_tokenizer_without_an_end_token_gives_none(tmp_path: Path) -> None:
         assert load_tokenizer(directory)[1] is None
     (directory / "tokenizer_config.json").write_text('{"eos_token": {"content": "a"}}')
     assert load_tokenizer(directory)[1] == 1
+
+
+def test_text_that_is_not_utf8_is_counted(tmp_path: Path, tokenizer: Path) -> None:
+    text = tmp_path / "latin.txt"
+    text.write_bytes(b"w1 caf\xe9 " * 300)
+    assert corpus(text, tokenizer).undecodable == 300
+
+
+def test_the_split_by_files_leaves_none_out_and_is_the_same_by_name() -> None:
+    data = Data(path=BUILTIN)
+    training, held = split_documents(data)
+    assert 0 < len(held) < 0.1 * len(training)
+    assert sorted(training + held) == sorted(path for _, path in data_module._find(data.paths, data.glob))
