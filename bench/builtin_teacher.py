@@ -19,7 +19,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from engine.config import Data, load_config
-from engine.data import load_corpus, training_documents
+from engine.data import load_corpus, split_documents
 
 ASSETS = Path(__file__).resolve().parent.parent / "engine" / "assets"
 ENTRIES = 2_048
@@ -47,7 +47,7 @@ def tokenizer() -> None:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     texts = (
-        path.read_text(encoding="utf-8", errors="replace") for path in training_documents(Data(path="builtin:stdlib"))
+        path.read_text(encoding="utf-8", errors="replace") for path in split_documents(Data(path="builtin:stdlib"))[0]
     )
     made.train_from_iterator(texts, trainer)
     settings = {
@@ -64,7 +64,7 @@ def tokenizer() -> None:
 
 def install(run_dir: Path) -> None:
     """Puts a finished run's weights in place."""
-    for name in ("config.json", "generation_config.json", "model.safetensors"):
+    for name in ("generation_config.json", "model.safetensors"):
         shutil.copyfile(run_dir / "model" / name, ASSETS / "teacher" / name)
     size = sum(path.stat().st_size for name in ("teacher", "student") for path in (ASSETS / name).iterdir())
     print(f"installed; teacher and student are {size:,} bytes in all")
@@ -72,10 +72,12 @@ def install(run_dir: Path) -> None:
 
 def evaluate() -> None:
     """Held-out cross-entropy in nats a token: the windows that the recipe takes, then all."""
+    import numpy as np
     import torch
 
     from engine.config import Teacher
     from engine.models import load_teacher
+    from engine.windows import Windows
 
     config = load_config(ASSETS / "teacher" / "recipe.yaml")
     model = load_teacher(Teacher(path="builtin:teacher"), torch.device("cpu"), torch.float32)
@@ -89,6 +91,21 @@ def evaluate() -> None:
             total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
             tokens += labels.numel()
         print(f"held-out, {label}: {total / tokens:.4f} nats a token over {tokens:,} tokens")
+    for label, tables in (("code page tables in encodings/", True), ("everything else", False)):
+        files = [path for path in split_documents(config.data)[1] if ("encodings" in path.parts) == tables]
+        total, tokens = 0.0, 0
+        encoder = Tokenizer.from_file(str(ASSETS / "teacher" / "tokenizer.json"))
+        for path in files:
+            ids = encoder.encode(path.read_text(encoding="utf-8", errors="replace"), add_special_tokens=False).ids
+            windows = Windows([np.asarray(ids)], config.train.sequence)
+            for start in range(0, len(windows), 16):
+                rows = torch.from_numpy(windows.stack(range(start, min(start + 16, len(windows)))))
+                with torch.no_grad():
+                    logits = model.logits(rows[:, :-1]).flatten(0, 1)
+                labels = rows[:, 1:].reshape(-1)
+                total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+                tokens += labels.numel()
+        print(f"held-out, {label}: {total / tokens:.4f} nats a token over {tokens:,} tokens of {len(files)} files")
 
 
 if __name__ == "__main__":

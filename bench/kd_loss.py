@@ -120,7 +120,8 @@ def serve(row: str, options: argparse.Namespace, tokens: int) -> None:
         }
         clear()
         print(json.dumps(figures), flush=True)
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            return  # whoever asks is gone
 
 
 def measure(options: argparse.Namespace, tokens: int) -> list[dict[str, float | str]]:

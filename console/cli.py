@@ -40,9 +40,9 @@ def cli(context: click.Context, headless: bool, debug: bool) -> None:
 
     \b
     Start here:
-      kdconsole --headless smoke                 60 s on the built-in models, then go or no-go
-      kdconsole --headless smoke CONFIG          the same for your teacher, student and data
-      kdconsole config init > config.yaml        a configuration to start from
+      kdconsole --headless smoke            60 s on the built-in models
+      kdconsole --headless smoke CONFIG     on your teacher, student and data
+      kdconsole config init > config.yaml   a configuration to start from
     """
     context.obj = {"headless": headless, "debug": debug}
     if context.invoked_subcommand is None:
@@ -105,7 +105,7 @@ def smoke(
     Examples:
       kdconsole --headless smoke
       kdconsole --headless smoke config.yaml --budget 120 --project-to 20000
-      kdconsole --headless smoke --teacher ~/models/big --student ~/models/small --data corpus/
+      kdconsole --headless smoke --teacher big/ --student small/ --data text/
     """
     flags = {"smoke.budget_seconds": budget, "smoke.max_steps": max_steps, "smoke.project_to": project_to}
     _start(context, config, "smoke", flags, **options)
@@ -212,7 +212,11 @@ def _start(
     try:
         texts = {"teacher": teacher, "student": student, "data.path": data, "contract": contract}
         # A flag's text is read as YAML reads it, so that `--budget ten` is told apart from a number like anywhere else.
-        numbers = {key: None if text is None else parse_value(text, key) for key, text in flags.items()}
+        # Nothing and null are no numbers either: an empty shell variable must not become the default.
+        numbers = {
+            key: text if text is None or (value := parse_value(text, key)) is None else value
+            for key, text in flags.items()
+        }
         config = load_config(
             file,
             sets=sets,
@@ -263,13 +267,25 @@ def _finish(result: Result | None, as_json: bool) -> None:
 
     if result is None:
         return
-    if as_json:
-        click.echo(json.dumps(report.document(result), indent=2, allow_nan=False))
-    else:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console = Console(highlight=False, width=140)
-        console.print(report.table(result))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    with console.capture() as capture:
+        if as_json:
+            console.out(json.dumps(report.document(result), indent=2, allow_nan=False))
+        elif result.exit_code == ExitCode.USAGE:
+            # Nothing was trained, and nothing in a table would say more than the one message.
+            console.out(f"evidence  {result.evidence}")
+        else:
+            report.show(result, console)
+    try:
+        sys.stdout.write(capture.get())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader went away (`| head`); the run's exit code still stands.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if result.exit_code == ExitCode.USAGE:
+        click.echo(f"error: {result.reason}", err=True)
     sys.exit(result.exit_code)
 
 
@@ -290,7 +306,3 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`); there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitCode.OK)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +15,20 @@ from console.report import Result
 from console.run_state import Reducer, RunState
 from dispatch import runs
 from dispatch.follower import Batch, Follower
+from dispatch.manifest import SUMS, verify_sums
 from dispatch.transport import LocalTransport, Transport
 from engine.config import RunConfig
-from engine.errors import ConfigError, ExitCode, KdError, RunError
+from engine.errors import ConfigError, DataError, ExitCode, KdError, RunError
 from engine.falsifiers import builtin_contract, exit_code_of, parse_contract
 from engine.formats import inspect_model_dir, resolve_builtin
+from engine.text import clean
 from engine.vocabulary import check_vocabulary
 
 SILENCE_SECONDS = 60.0
 """A run that sends not even a heartbeat for this long is stalled."""
 STOP_GRACE_SECONDS = 30.0
 MAX_CONTRACT_BYTES = 1 << 20
+BUILTIN_CORPUS = "builtin:stdlib"
 LONG_RUN_STEPS = 5_000
 
 
@@ -47,7 +50,7 @@ def check(config: RunConfig) -> str:
     """Everything that can be refused before a process is started; returns the contract's text.
 
     Raises:
-        ConfigError, ModelError: what is wrong, in one message.
+        ConfigError, ModelError, DataError: what is wrong, in one message.
     """
     text = contract_text(config)
     parse_contract(text, config.contract.path)
@@ -57,7 +60,37 @@ def check(config: RunConfig) -> str:
     if config.teacher is not None:
         teacher = inspect_model_dir(resolve_builtin(config.teacher.path), "teacher")
         check_vocabulary(teacher.vocab_size, student.vocab_size, teacher.tokenizer_dir, student.tokenizer_dir)
+    _check_corpus(config.data.paths)
+    tokenizer = config.data.tokenizer
+    if tokenizer is not None and tokenizer != "builtin" and not (Path(tokenizer) / "tokenizer.json").is_file():
+        shown = clean(tokenizer, 300)
+        raise DataError(
+            f"data.tokenizer: {shown} has no tokenizer.json", expected="a directory that has one, or builtin"
+        )
     return text
+
+
+def _check_corpus(paths: Sequence[str]) -> None:
+    """What can be told of the corpus without tokenising it; the engine looks again, and at the rest."""
+    for given in paths:
+        path, shown = Path(given), clean(given, 300)
+        if given == BUILTIN_CORPUS or path.is_dir():
+            continue
+        if not path.exists():
+            raise DataError(f"data.path: {shown}: no such file or directory", do="check the path")
+        try:
+            empty = path.is_file() and not _first_byte(path)
+        except OSError as error:
+            raise DataError(
+                f"data.path: {shown}: cannot be read: {error.strerror}", do="check its permissions"
+            ) from None
+        if empty and len(paths) == 1:
+            raise DataError(f"data.path: {shown} is empty", expected="text", do="check the path")
+
+
+def _first_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1)
 
 
 def contract_text(config: RunConfig) -> str:
@@ -89,7 +122,7 @@ def run(job: Job, narrator: Narrator) -> Result | None:
 
 def attach(run_dir: runs.RunDir, narrator: Narrator) -> Result | None:
     """Follows a run that exists, running or ended, to its end."""
-    return asyncio.run(_follow_run(run_dir, LocalTransport(), narrator, False, None, 0.0))
+    return asyncio.run(_attach(run_dir, narrator))
 
 
 async def _run(job: Job, text: str, narrator: Narrator) -> Result | None:
@@ -97,16 +130,25 @@ async def _run(job: Job, text: str, narrator: Narrator) -> Result | None:
     run_dir = runs.create_run(job.config, evidence=job.evidence, contract_text=text, name=job.name)
     narrator.say(f"run {run_dir.id} in {run_dir.path}")
     transport = LocalTransport()
-    await runs.launch(transport, run_dir.path)
     budget = job.config.smoke.budget_seconds if job.config.mode == "smoke" else None
-    launch_seconds = time.monotonic() - started
-    return await _follow_run(run_dir, transport, narrator, job.stops_on_interrupt, budget, launch_seconds)
+    # From before the launch on, so that no Ctrl-C ends the console and leaves behind a run that it has just started.
+    with _interrupts() as interrupt:
+        await runs.launch(transport, run_dir.path)
+        launch_seconds = time.monotonic() - started
+        stops = job.stops_on_interrupt
+        return await _follow_run(run_dir, transport, narrator, interrupt, stops, budget, launch_seconds)
+
+
+async def _attach(run_dir: runs.RunDir, narrator: Narrator) -> Result | None:
+    with _interrupts() as interrupt:
+        return await _follow_run(run_dir, LocalTransport(), narrator, interrupt, False, None, 0.0)
 
 
 async def _follow_run(
     run_dir: runs.RunDir,
     transport: Transport,
     narrator: Narrator,
+    interrupt: asyncio.Event,
     stops_on_interrupt: bool,
     budget: float | None,
     launch_seconds: float,
@@ -114,11 +156,10 @@ async def _follow_run(
     contract = parse_contract((run_dir.path / "contract.yaml").read_text(encoding="utf-8"), "contract.yaml")
     reducer = Reducer(contract)
     overdue = None if budget is None else time.monotonic() + budget + SILENCE_SECONDS
-    interrupt = asyncio.Event()
     stopping: asyncio.Task[runs.Stop] | None = None
     last: Batch | None = None
     problem: KdError | None = None
-    with _interrupts(interrupt), narrator.watching(run_dir.manifest.mode, budget):
+    with narrator.watching(run_dir.manifest.mode, budget):
         try:
             async for batch in Follower(transport, run_dir.path, run_dir.run).batches():
                 last = batch
@@ -145,9 +186,19 @@ async def _follow_run(
                 with contextlib.suppress(KdError):
                     await stopping
     state = reducer.state
-    result = _conclude(run_dir, state, last, problem, launch_seconds)
-    runs.seal(run_dir.path)
+    interrupted = stopping is not None and problem is None
+    result = _conclude(run_dir, state, last, problem, interrupted, launch_seconds)
+    _seal(run_dir, narrator)
     return result
+
+
+def _seal(run_dir: runs.RunDir, narrator: Narrator) -> None:
+    """Writes the checksums of a run that has none yet; those of an old one are held against its files instead."""
+    if not (run_dir.path / SUMS).exists():
+        runs.seal(run_dir.path)
+        return
+    for changed in verify_sums(run_dir.path):
+        narrator.say(f"warning: {run_dir.path}: since the run ended: {changed}")
 
 
 async def _stop(transport: Transport, run_dir: runs.RunDir, kill_after: float | None) -> runs.Stop:
@@ -156,23 +207,30 @@ async def _stop(transport: Transport, run_dir: runs.RunDir, kill_after: float | 
 
 
 def _conclude(
-    run_dir: runs.RunDir, state: RunState, last: Batch | None, problem: KdError | None, launch_seconds: float
+    run_dir: runs.RunDir,
+    state: RunState,
+    last: Batch | None,
+    problem: KdError | None,
+    interrupted: bool,
+    launch_seconds: float,
 ) -> Result:
     """Status, reason and exit code, from the `end` event, the exit record and our own judgement."""
     end, record = state.end, last.ended if last else None
     if problem is not None:
         status, reason, code = "TIMEOUT", str(problem), ExitCode.TIMEOUT
     elif end is None:
-        status, code = "CRASHED", ExitCode.UNDECIDED
         how = "its end was not recorded" if record is None else record.describe()
+        # A second Ctrl-C, or one before the engine could listen, ends it without a word; that is no crash.
+        stopped = interrupted and record is not None and record.signal is not None
+        status, code = ("STOPPED", ExitCode.INTERRUPTED) if stopped else ("CRASHED", ExitCode.UNDECIDED)
         reason = f"the run ended without an end event in phase {state.phase}: {how}; see launch.log"
     else:
-        status, reason, code = end.status, end.reason, ExitCode(end.exit_code)
+        status, reason, code = end.status, end.reason, _known(end.exit_code)
+        judged = exit_code_of(state.judged)
         # The engine's word counts only where our own judgement of the same stream says the same.
-        if end.status == "COMPLETED" or code == ExitCode.FAILED:
-            judged = exit_code_of(state.judged)
-            if state.disagreements or judged not in (code, ExitCode.OK):
-                status, reason, code = "DISPUTED", "engine and console judge differently", ExitCode.UNDECIDED
+        concluded = end.status == "COMPLETED" or code == ExitCode.OK
+        if state.disagreements or (concluded and judged != code):
+            status, reason, code = "DISPUTED", "engine and console judge differently", ExitCode.UNDECIDED
     return Result(
         id=run_dir.id,
         mode=run_dir.manifest.mode,
@@ -185,14 +243,20 @@ def _conclude(
     )
 
 
+def _known(exit_code: int) -> ExitCode:
+    """The code as one of ours; what a foreign writer put there is undecided."""
+    return ExitCode(exit_code) if exit_code in set(ExitCode) else ExitCode.UNDECIDED
+
+
 @contextlib.contextmanager
-def _interrupts(event: asyncio.Event) -> Iterator[None]:
+def _interrupts() -> Iterator[asyncio.Event]:
     """While inside, Ctrl-C and SIGTERM set the event instead of ending the process."""
+    event = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, event.set)
     try:
-        yield
+        yield event
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -15,8 +15,12 @@ from console.run_state import RunState
 from engine.errors import ExitCode
 from engine.human import projected_line, smoke_line
 from engine.stream import Eval, Step, Verdict
+from engine.text import clean
 
 SCHEMA = "kdconsole.run/1"
+TABLE_WIDTH = 120
+"""Columns from which on each verdict takes one line of a table."""
+
 _GLYPHS = {"PASS": ("✔", "green"), "FAIL": ("✘", "bold red"), "PENDING": ("◌", "yellow"), "UNKNOWN": ("?", "yellow")}
 
 
@@ -35,10 +39,11 @@ class Result:
 
     @property
     def decision(self) -> str:
-        """`GO` or `NO-GO` for a smoke, else the status."""
-        if self.mode != "smoke":
-            return self.status
-        return "GO" if self.exit_code == ExitCode.OK else "NO-GO"
+        """`GO` or `NO-GO` for a smoke; else the status, or UNDECIDED where verdicts are missing."""
+        if self.mode == "smoke":
+            return "GO" if self.exit_code == ExitCode.OK else "NO-GO"
+        undecided = self.status == "COMPLETED" and self.exit_code == ExitCode.UNDECIDED
+        return "UNDECIDED" if undecided else self.status
 
 
 def document(result: Result) -> dict[str, Any]:
@@ -46,7 +51,7 @@ def document(result: Result) -> dict[str, Any]:
     state, end = result.state, result.state.end
     summary = end.summary if end else {}
     projection = state.projection
-    return _finite(
+    told: dict[str, Any] = _finite(
         {
             "schema": SCHEMA,
             "run": state.run.run if state.run else None,
@@ -104,69 +109,81 @@ def document(result: Result) -> dict[str, Any]:
             "evidence": str(result.evidence),
         }
     )
+    return told
+
+
+def show(result: Result, console: Console) -> None:
+    """Prints the table; the lines that people grep for and paths that they copy keep their length."""
+    for part in _parts(result):
+        console.print(part, soft_wrap=isinstance(part, _Line))
 
 
 def table(result: Result) -> RenderableType:
-    """What an operator reads: the decision first, then why."""
+    """What an operator reads: why, and last, where the eye is when the command ends, the decision."""
+    return Group(*_parts(result))
+
+
+class _Line(Text):
+    """A line that is not to be wrapped where that can be helped."""
+
+
+def _parts(result: Result) -> list[RenderableType]:
     state, end = result.state, result.state.end
     parts: list[RenderableType] = []
     if result.mode == "smoke":
         if end is not None and "final_loss" in end.summary:
-            parts.append(Text(smoke_line(end)))
+            parts.append(_Line(smoke_line(end)))
         if state.projection is not None:
-            parts.append(Text(projected_line(state.projection)))
-    parts.append(_headline(result))
+            parts.append(_Line(projected_line(state.projection)))
     parts.append(_losses_table(state))
     parts.append(_facts(result))
     if state.judged:
-        parts.append(_verdicts(state.judged))
+        parts.append(_Verdicts(state.judged))
     parts += [Text(f"✘ verdicts disagree: {line}", style="bold red") for line in state.disagreements]
-    parts.append(Text(f"evidence  {result.evidence}"))
-    return Group(*parts)
+    parts.append(_Line(f"evidence  {clean(str(result.evidence))}"))
+    parts.append(_decision(result))
+    return parts
 
 
-def _headline(result: Result) -> Text:
+def _decision(result: Result) -> Text:
+    """The decision, how many verdicts stand behind it, and each that stands against it."""
     good = result.exit_code == ExitCode.OK
-    text = Text()
-    text.append(f"\n {'✔' if good else '✘'} {result.decision} ", style="bold green" if good else "bold red")
-    text.append(f" {result.reason}")
-    failing = [v.id for v in result.state.judged if v.verdict == "FAIL" and v.severity != "warn"]
-    undecided = [v.id for v in result.state.judged if v.verdict in ("PENDING", "UNKNOWN") and v.severity != "warn"]
-    if failing:
-        text.append(f"\n   FAIL: {', '.join(failing)}", style="bold red")
-    if undecided and not good:
-        text.append(f"\n   undecided: {', '.join(undecided)}", style="yellow")
+    style = "bold green" if good else "bold red"
+    binding = [v for v in result.state.judged if v.severity != "warn"]
+    passed = sum(v.verdict == "PASS" for v in binding)
+    text = Text("\n")
+    text.append(f"{'✔' if good else '✘'} {result.decision}", style=style)
+    text.append(f"  {clean(result.reason)}")
+    if binding:
+        text.append(f"; {passed} of {len(binding)} binding verdicts PASS")
+    against = [v for v in binding if v.verdict == "FAIL" or (v.verdict != "PASS" and result.status == "COMPLETED")]
+    for v in against:
+        glyph, colour = _GLYPHS.get(v.verdict, ("?", "yellow"))
+        text.append(f"\n  {glyph} {v.verdict} {v.id}", style=colour)
+        text.append(f"  expected {v.expected}, observed {v.observed}")
     return text
 
 
 def _losses_table(state: RunState) -> RenderableType:
-    rows = []
+    pairs: list[tuple[str, Step | Eval, Step | Eval]] = []
     if state.first_step and state.last_step:
-        rows.append(("train", state.first_step, state.last_step))
+        pairs.append(("train", state.first_step, state.last_step))
     if len(state.evals) > 1:
-        rows.append(("held-out", state.evals[0], state.evals[-1]))
-    if not rows:
+        pairs.append(("held-out", state.evals[0], state.evals[-1]))
+    if not pairs:
         return Text("")
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    grid.add_column("loss (nats a token)", style="bold")
-    for name in ("first", "last", "change", "ce first", "ce last", "kd first", "kd last", "top-1 agreement"):
-        grid.add_column(name, justify="right", no_wrap=True)
-    for label, first, last in rows:
+    for name in ("loss (nats a token)", "", "first", "last", "change", "top-1 agreement"):
+        grid.add_column(name, justify="left" if name in ("", "loss (nats a token)") else "right", no_wrap=True)
+    for label, first, last in pairs:
         agreement = ""
-        if isinstance(first, Eval) and isinstance(last, Eval) and first.agreement is not None and last.agreement is not None:
+        if isinstance(first, Eval) and isinstance(last, Eval) and None not in (first.agreement, last.agreement):
             agreement = f"{first.agreement:.1%} to {last.agreement:.1%}"
-        change = (last.loss - first.loss) / first.loss if first.loss else math.nan
-        grid.add_row(
-            label,
-            f"{first.loss:.4f}",
-            f"{last.loss:.4f}",
-            f"{change:+.1%}",
-            f"{first.ce:.4f}",
-            f"{last.ce:.4f}",
-            f"{first.kd:.4f}",
-            f"{last.kd:.4f}",
-            agreement,
-        )
+        for part, name in (("total", "loss"), ("ce", "ce"), ("kd", "kd")):
+            before, after = getattr(first, name), getattr(last, name)
+            change = (after - before) / before if before else math.nan
+            row = (part, f"{before:.4f}", f"{after:.4f}", f"{change:+.1%}" if math.isfinite(change) else "")
+            grid.add_row(Text(label, style="bold") if name == "loss" else "", *row, agreement if name == "loss" else "")
     return Group(Text(""), grid)
 
 
@@ -176,21 +193,26 @@ def _facts(result: Result) -> RenderableType:
     grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column()
+
+    def fact(name: str, text: str) -> None:
+        grid.add_row(name, Text(text))  # as text: a path or a device's name must not be read as markup
+
     phases = "  ".join(f"{p.name} {p.seconds:.1f}" for p in state.phases)
-    grid.add_row("phases (s)", f"{phases}  (launch {result.launch_seconds:.1f})")
+    fact("phases (s)", f"{phases}  (launch {result.launch_seconds:.1f})")
     if state.run is not None:
         run = state.run
-        grid.add_row("run", f"{run.student} on {run.teacher or 'no teacher'}, {run.device} {run.device_name}, {run.precision}")
+        device = f"{run.device} {run.device_name}, {run.precision}"
+        fact("run", f"{run.student} on {run.teacher or 'no teacher'}, {device}")
     if "tokens_per_second" in summary:
         peak = summary.get("peak_device_bytes", summary.get("peak_rss_bytes", math.nan))
-        grid.add_row(
+        fact(
             "speed",
-            f"{summary['tokens_per_second']:,.0f} tokens/s, {summary['steps_per_second']:.2f} step/s, "
+            f"{summary['tokens_per_second']:,.0f} tokens/s, {summary.get('steps_per_second', math.nan):.2f} step/s, "
             f"memory peak {peak / 2**30:.2f} GiB",
         )
     p = state.projection
     if p is not None:
-        grid.add_row(
+        fact(
             "projection",
             f"{p.target_steps:,} steps in {duration(p.p50_seconds)} ({duration(p.p10_seconds)} to "
             f"{duration(p.p90_seconds)}), {p.step_seconds:.3f} s a step, {duration(p.fixed_seconds)} around them",
@@ -198,26 +220,39 @@ def _facts(result: Result) -> RenderableType:
     return Group(Text(""), grid)
 
 
-def _verdicts(verdicts: tuple[Verdict, ...]) -> RenderableType:
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    grid.add_column("verdict", no_wrap=True)
-    grid.add_column("falsifier", no_wrap=True)
-    grid.add_column("expected", overflow="fold")
-    grid.add_column("observed", overflow="fold")
-    grid.add_column("step", justify="right")
-    order = {"FAIL": 0, "UNKNOWN": 1, "PENDING": 2, "PASS": 3}
-    for v in sorted(verdicts, key=lambda v: order.get(v.verdict, 0)):
-        glyph, style = _GLYPHS.get(v.verdict, ("?", "yellow"))
-        word = Text(f"{glyph} {v.verdict}" + (" (warn)" if v.severity == "warn" else ""), style=style)
-        grid.add_row(word, v.id, Text(v.expected), Text(v.observed), str(v.step))
-    return Group(Text(""), grid, Text(""))
+class _Verdicts:
+    """The verdicts, failures last, next to the decision: a table where there is room for one, else two lines each."""
+
+    def __init__(self, verdicts: tuple[Verdict, ...]) -> None:
+        order = {"PASS": 0, "PENDING": 1, "UNKNOWN": 2, "FAIL": 3}
+        self._verdicts = sorted(verdicts, key=lambda v: order.get(v.verdict, 3))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        narrow = options.max_width < TABLE_WIDTH
+        grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        grid.add_column("verdict", no_wrap=True)
+        if narrow:
+            grid.add_column("falsifier, expected, observed", overflow="fold")
+        else:
+            grid.add_column("falsifier", no_wrap=True)
+            grid.add_column("expected", overflow="fold")
+            grid.add_column("observed", overflow="fold")
+        grid.add_column("step", justify="right")
+        for v in self._verdicts:
+            glyph, style = _GLYPHS.get(v.verdict, ("?", "yellow"))
+            word = Text(f"{glyph} {v.verdict}" + (" (warn)" if v.severity == "warn" else ""), style=style)
+            texts = [f"{v.id}\n{v.expected}: {v.observed}"] if narrow else [v.id, v.expected, v.observed]
+            grid.add_row(word, *map(Text, texts), str(v.step))
+        yield Text("")
+        yield grid
+        yield Text("")
 
 
 def duration(seconds: float) -> str:
     """Seconds in the two largest units that matter: `25h 04m`, `3m 20s`, `12.3 s`."""
     if not math.isfinite(seconds):
         return str(seconds)
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 3600:

@@ -88,6 +88,8 @@ def create_run(config: RunConfig, *, evidence: Path, contract_text: str, name: s
         RunError: `evidence` is not a directory that can be written.
     """
     evidence = Path(os.path.abspath(evidence))
+    if evidence.exists() and not evidence.is_dir():
+        raise RunError(f"{evidence}: is a file", expected="a directory", do="choose one with --evidence DIR")
     now = time.time()
     try:
         evidence.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -257,6 +259,8 @@ def resolve_run(evidence: Path, name: str) -> RunDir:
         RunError: there is none, or more than one.
     """
     path = Path(name)
+    if os.sep in name and not path.is_dir():
+        raise RunError(f"run {clean(repr(name), 200)}: no such directory", expected="an id, its beginning or a path")
     if (path / MANIFEST).is_file() or os.sep in name:
         return open_run(path)
     runs = find_runs(evidence)

@@ -367,5 +367,7 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[str, object, str]]:
         yield "train.warmup_steps", train.warmup_steps, f"less than train.steps ({train.steps})"
     if config.smoke.warmup_steps >= train.steps:
         yield "smoke.warmup_steps", config.smoke.warmup_steps, f"less than train.steps ({train.steps})"
+    if config.smoke.max_steps is not None and config.smoke.max_steps > train.steps:
+        yield "smoke.max_steps", config.smoke.max_steps, f"at most train.steps ({train.steps})"
     if glob.startswith(("/", "~")) or ".." in glob.split("/"):
         yield "data.glob", glob, "a pattern below data.path, such as **/*.txt"

@@ -10,22 +10,18 @@ import hashlib
 import json
 import os
 import sysconfig
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from engine.config import Data
 from engine.errors import DataError
 from engine.text import clean
+from engine.windows import Batch, Tokens, Windows
 
-Tokens = npt.NDArray[np.generic]
-Batch = npt.NDArray[np.int64]
 Progress = Callable[[float], None]
 
 BUILTIN = "builtin:stdlib"
@@ -41,34 +37,6 @@ _GROUP_CHARACTERS = 1 << 21
 _SCAN_TOKENS = 1 << 24
 
 
-class Windows:
-    """Windows over one or more token arrays; none crosses from one array into the next.
-
-    Args:
-        arrays: token arrays, memory-mapped or not.
-        sequence: inputs a window; a window holds one token more.
-    """
-
-    def __init__(self, arrays: Sequence[Tokens], sequence: int) -> None:
-        self._arrays, self.sequence = arrays, sequence
-        self._ends = list(accumulate(max(0, (len(a) - 1) // sequence) for a in arrays))
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def __getitem__(self, index: int) -> Batch:
-        """Window `index`, from 0 on, as int64, shape [sequence + 1]."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        which = bisect_right(self._ends, index)
-        start = (index - (self._ends[which - 1] if which else 0)) * self.sequence
-        return np.asarray(self._arrays[which][start : start + self.sequence + 1], dtype=np.int64)
-
-    def stack(self, indices: Sequence[int]) -> Batch:
-        """These windows as one array, shape [len(indices), sequence + 1]."""
-        return np.stack([self[int(i)] for i in indices])
-
-
 @dataclass(frozen=True)
 class Corpus:
     """A corpus split in two, and what an operator wants to know of it."""
@@ -79,54 +47,13 @@ class Corpus:
     documents: int
     train_tokens: int
     heldout_tokens: int
+    undecodable: int = 0
+    """Replacement characters (U+FFFD) in the text: bytes that are not UTF-8, but for those that stood there already."""
 
     def heldout_batch(self, count: int) -> Batch:
         """At most `count` held-out windows, evenly spaced, shape [windows, sequence + 1]; the same ones every time."""
         chosen = np.unique(np.linspace(0, len(self.heldout) - 1, min(count, len(self.heldout))).astype(np.int64))
         return self.heldout.stack([int(i) for i in chosen])
-
-
-class Order:
-    """The order of training windows, a pure function of (seed, epoch, position): those three integers are its state."""
-
-    def __init__(self, windows: Windows, seed: int, epoch: int = 0, position: int = 0) -> None:
-        if not len(windows):
-            raise ValueError("no windows to put in order")
-        self._windows, self.seed, self.epoch, self.position = windows, seed, epoch, position
-        self._permutation = self._permute()
-
-    def next(self, count: int) -> Batch:
-        """The next `count` windows, shape [count, sequence + 1]; each epoch visits every window once."""
-        chosen: list[int] = []
-        while len(chosen) < count:
-            if self.position >= len(self._permutation):
-                self.epoch, self.position = self.epoch + 1, 0
-                self._permutation = self._permute()
-            take = self._permutation[self.position : self.position + count - len(chosen)]
-            chosen.extend(int(i) for i in take)
-            self.position += len(take)
-        return self._windows.stack(chosen)
-
-    def _permute(self) -> npt.NDArray[np.int64]:
-        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, self.epoch])))
-        return generator.permutation(len(self._windows))
-
-
-def degenerate(batch: Batch, ignored: npt.NDArray[np.bool_] | None = None) -> str | None:
-    """Names what makes a batch useless for learning, or None.
-
-    Args:
-        batch: windows, shape [windows, sequence + 1].
-        ignored: labels that do not count, shape [windows, sequence].
-    """
-    inputs, labels = batch[:, :-1], batch[:, 1:]
-    if labels.size == 0 or (ignored is not None and bool(ignored.all())):
-        return "empty labels: no position counts"
-    if bool((batch == batch[0, 0]).all()):
-        return f"one token repeated: every token is {int(batch[0, 0])}"
-    if len(batch) > 1 and bool((inputs == inputs[0]).all()) and not bool((labels == labels[0]).all()):
-        return f"the same inputs with different labels: {len(batch)} windows differ in their labels alone"
-    return None
 
 
 def load_corpus(
@@ -223,13 +150,14 @@ def _text_corpus(
     by_file = len(files) >= MIN_FILES_TO_HOLD_OUT
     parts: dict[bool, list[Tokens]] = {False: [], True: []}
     dtype = np.uint16 if rows <= 1 << 16 else np.uint32
-    total, done = sum(_size(path) for _, path in files), 0
+    total, done, undecodable = sum(_size(path) for _, path in files), 0, 0
     for group in _grouped((_fraction(name) < data.heldout_fraction, path) for name, path in files):
         for (held, _, last), ids in zip(group, _encoded(tokenizer, [text for _, text, _ in group]), strict=True):
             if last and end_of_text is not None:
                 ids.append(end_of_text)
             parts[held and by_file].append(np.asarray(ids, dtype=dtype))
         done += sum(len(text) for _, text, _ in group)
+        undecodable += sum(text.count("\ufffd") for _, text, _ in group)
         progress(min(1.0, done / max(1, total)))
     if not done:
         raise _empty(shown)
@@ -239,7 +167,7 @@ def _text_corpus(
         everything = np.concatenate([train, heldout])
         cut = len(everything) - int(len(everything) * data.heldout_fraction)
         train, heldout = everything[:cut], everything[cut:]
-    return _checked([train], [heldout], sequence, shown, len(files))
+    return replace(_checked([train], [heldout], sequence, shown, len(files)), undecodable=undecodable)
 
 
 def _encoded(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
@@ -320,6 +248,10 @@ def load_tokenizer(directory: Path) -> tuple[Tokenizer, int | None]:
         DataError: `tokenizer.json` is missing or not a tokenizer.
     """
     path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise DataError(
+            f"data.tokenizer: {_name(directory)} has no tokenizer.json", expected="a directory that has one, or builtin"
+        )
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 - the library raises bare Exception for every fault of the file
@@ -399,3 +331,11 @@ def _fraction(name: str) -> float:
 
 def _name(path: Path) -> str:
     return clean(str(path), 300)
+
+
+def split_documents(data: Data) -> tuple[list[Path], list[Path]]:
+    """The text files that are trained on and those held out, where whole files are held out."""
+    files = _find(data.paths, data.glob)
+    train = [path for name, path in files if _fraction(name) >= data.heldout_fraction]
+    heldout = [path for name, path in files if _fraction(name) < data.heldout_fraction]
+    return train, heldout

@@ -109,8 +109,11 @@ class Pair:
         return HeldOut(loss_, ce, kd, None if alone else agreement, None if alone else cosine, tokens)
 
     def _hidden(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Last hidden states of both, shape [tokens, hidden], in one dtype."""
+        """Last hidden states of both, shape [tokens, hidden], in one dtype: that of the head products."""
         student = self.student.hidden(inputs).flatten(0, 1)
+        if self.autocast is not None:
+            # Autocast leaves the residual stream in float32; the products that follow are outside of its reach.
+            student = student.to(self.autocast)
         if self.teacher is None:
             return student, None
         with torch.no_grad():

@@ -245,10 +245,11 @@ class Judge:
     def _expectation(self, f: Kind) -> str:
         if isinstance(f, Threshold):
             name, limit = limit_of(f, self._precision())
+            short = f.metric.removeprefix("measure.").replace("_", " ")
             which = "" if f.over == "each" else f"{f.over} "
             if math.isnan(limit):
-                return f"{which}{f.metric} {LIMITS[name]} a limit for precision {self._precision()}"
-            return f"{which}{f.metric} {LIMITS[name]} {_number(limit)}"
+                return f"{which}{short} {LIMITS[name]} a limit for precision {self._precision()}"
+            return f"{which}{short} {LIMITS[name]} {_number(limit)}"
         if isinstance(f, Trend):
             by = f" by {100 * f.by:.4g}% or more" if f.by else ""
             return f"{f.metric} {f.direction}{by}"

@@ -89,6 +89,8 @@ def load(
         f"{corpus.description}: {corpus.documents:,} files, {corpus.train_tokens:,} tokens to train on, "
         f"{corpus.heldout_tokens:,} held out"
     )
+    if corpus.undecodable:
+        recorder.log(f"{corpus.description}: {corpus.undecodable:,} places are not UTF-8", "warning")
     return Loaded(teacher, student, corpus, tokenizer_dir)
 
 
@@ -99,7 +101,7 @@ def _compare(
     probe = torch.arange(_PROBE_TOKENS, device=placement.device).remainder(student.vocab).unsqueeze(0)
     if teacher is not None:
         error = forward_error(teacher, probe, placement.autocast)
-        recorder.emit(Measure(name="teacher_002_logit_error", value=error))
+        recorder.emit(Measure(name="teacher_logit_error", value=error))
         distance = weights_distance(teacher, student)
         recorder.emit(Measure(name="teacher_student_distance", value=distance, detail="relative, over all weights"))
         if distance == 0 and config.mode == "train" and config.train.steps >= LONG_RUN_STEPS:

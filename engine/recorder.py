@@ -6,7 +6,6 @@ Needs no torch, so that it stands before torch is imported: from its first secon
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from engine.stream_writer import StreamWriter
 
 HEARTBEAT_SECONDS = 5.0
 _WATCH_SECONDS = 0.5
+_LOCK_SECONDS = 2.0
 DeviceMemory = Callable[[], tuple[int, int] | None]
 
 
@@ -38,7 +38,8 @@ class Recorder:
         self._judge = Judge(contract)
         self._run: Run | None = None
         self._ended = threading.Event()
-        self._heartbeat: threading.Thread | None = None
+        self._device: tuple[int, int] | None = None
+        self._failures_told = 0
         self.device_memory: DeviceMemory = lambda: None
         self.phase, self.step = "start", 0
         self.phase_seconds: dict[str, float] = {}
@@ -63,12 +64,16 @@ class Recorder:
             elif isinstance(event, Step):
                 self.step = event.step
             stamped = self._writer.emit(event)
+            if stamped.seq < 0:  # left out of the stream, so nobody else could judge it
+                return
             changed = self._judge.observe(stamped)
             self._print(stamped)
             for verdict in changed:
                 self._print(self._writer.emit(verdict))
                 if verdict.verdict == FAIL and verdict.severity == "fatal" and self.fatal is None:
                     self.fatal = verdict
+            if not isinstance(event, End):  # nothing follows the end
+                self._tell_failures()
 
     def log(self, message: str, level: str = "info") -> None:
         """A line for the operator."""
@@ -79,7 +84,11 @@ class Recorder:
         self.emit(Phase(name=phase, detail=detail, budget_seconds=budget_seconds))
 
     def finish(self, end: End) -> bool:
-        """Appends the `end` event and closes the stream; False if it had been closed already."""
+        """Appends the `end` event and closes the stream; False if it had been closed already.
+
+        Raises:
+            OSError: the disk did not take the whole stream; it is closed all the same.
+        """
         with self._lock:
             if self._ended.is_set():
                 return False
@@ -90,39 +99,60 @@ class Recorder:
             return True
 
     def start_heartbeat(self, deadline: float | None, started: float) -> None:
-        """Starts the thread that says the process lives, and that ends a smoke which overran its budget.
+        """Starts the threads that say the process lives, and that end a smoke which overran its budget.
 
         Args:
             deadline: `time.monotonic()` after which the process is ended with exit code 4, whatever it is doing.
             started: `time.monotonic()` when the engine started.
         """
         self.emit(self._beat())
-        self._heartbeat = threading.Thread(target=self._watch, args=(deadline, started), name="heartbeat", daemon=True)
-        self._heartbeat.start()
+        for name, work, arguments in (("heartbeat", self._watch, (deadline, started)), ("device", self._sample, ())):
+            threading.Thread(target=work, args=arguments, name=name, daemon=True).start()
 
     def _watch(self, deadline: float | None, started: float) -> None:
-        last = time.monotonic()
-        while not self._ended.wait(_WATCH_SECONDS):
+        due = time.monotonic() + HEARTBEAT_SECONDS
+        while not self._ended.wait(min(_WATCH_SECONDS, max(0.0, due - time.monotonic()))):
             now = time.monotonic()
             if deadline is not None and now > deadline:
-                reason = f"the time budget ended in phase {self.phase}, after {self.step} steps"
-                end = End(
-                    status="TIMEOUT",
-                    reason=reason,
-                    exit_code=ExitCode.TIMEOUT,
-                    steps=self.step,
-                    seconds=now - started,
-                )
-                if self.finish(end):
-                    # The main thread sits in a call that cannot be interrupted; there is nobody else to end it.
-                    os._exit(ExitCode.TIMEOUT)
+                self._overran(now - started)
                 return
-            if now - last >= HEARTBEAT_SECONDS:
-                last = now
+            if now >= due:
+                due = now + HEARTBEAT_SECONDS
                 self.emit(self._beat())
 
+    def _overran(self, seconds: float) -> None:
+        """Ends the process: the main thread sits in a call that cannot be interrupted, and nobody else is there."""
+        end = End(
+            status="TIMEOUT",
+            reason=f"the time budget ended in phase {self.phase}, after {self.step} steps",
+            exit_code=ExitCode.TIMEOUT,
+            steps=self.step,
+            seconds=seconds,
+        )
+        overran = True
+        try:
+            # The main thread may hold the lock in a write that hangs; what it writes then does not matter any more.
+            if self._lock.acquire(timeout=_LOCK_SECONDS):
+                try:
+                    overran = self.finish(end)
+                finally:
+                    self._lock.release()
+        except OSError as error:
+            self._say(f"error: the stream could not be closed: {error}")
+        finally:
+            if overran:
+                os._exit(ExitCode.TIMEOUT)
+
+    def _sample(self) -> None:
+        """Asks for the device's memory in a thread of its own: a driver that hangs must not stop the heartbeat."""
+        while not self._ended.wait(HEARTBEAT_SECONDS / 2):
+            try:
+                self._device = self.device_memory()
+            except Exception:  # noqa: BLE001 - whatever a driver raises, it is no figure and nothing more
+                self._device = None
+
     def _beat(self) -> Heartbeat:
-        device = self.device_memory()
+        device = self._device
         return Heartbeat(
             phase=self.phase,
             step=self.step,
@@ -132,6 +162,15 @@ class Recorder:
             device_total_bytes=device[1] if device else None,
         )
 
+    def _tell_failures(self) -> None:
+        """Says once, when the disk takes lines again, that for a while it did not."""
+        failures = self._writer.failed_writes - self._failures_told
+        if failures and not self._writer.pending:
+            self._failures_told = self._writer.failed_writes
+            self.log(
+                f"the stream could not be written {failures:,} times and was caught up; is the disk full?", "warning"
+            )
+
     def _change_phase(self, name: str) -> None:
         now = time.monotonic()
         self.phase_seconds[self.phase] = self.phase_seconds.get(self.phase, 0.0) + now - self._phase_started
@@ -139,12 +178,16 @@ class Recorder:
 
     def _print(self, event: Event) -> None:
         for line in human_lines(event, self._run):
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        try:
             try:
                 print(line, flush=True)
-            except OSError:
-                # A full disk takes no human lines; the stream keeps its own backlog and training goes on.
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-                return
+            except UnicodeEncodeError:  # a file name that is not UTF-8, or an output that takes ASCII only
+                print(line.encode("ascii", "backslashreplace").decode(), flush=True)
+        except (OSError, ValueError):
+            return  # a full disk, or nobody there to read: the stream has it all, and training goes on
 
 
 def peak_rss_bytes() -> int:

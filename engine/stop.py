@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType
 
 from engine.errors import ExitCode
 
+SAME_REQUEST_SECONDS = 1.0
+"""Signals closer together than this are one request: a host that shuts down tells trainer and supervisor at once, and
+the supervisor passes it on."""
+
 
 class StopRequest:
-    """A signal handler that remembers the first signal's name; a second signal ends the process at once."""
+    """A signal handler that remembers the first signal's name; a second request ends the process at once."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self._asked = 0.0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """What `signal.signal` takes."""
-        if self.signal is not None:
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._asked = signal.Signals(number).name, now
+        elif now - self._asked >= SAME_REQUEST_SECONDS:
             os._exit(ExitCode.INTERRUPTED)
-        self.signal = signal.Signals(number).name

@@ -253,7 +253,7 @@ def _decode_slowly(line: bytes) -> Event | None:
         raise StreamError(what, expected="one event a line") from None
     if not isinstance(raw, dict):
         raise StreamError("stream: a line is not an object", expected="one event a line")
-    if raw.get("v") != VERSION:
+    if raw.get("v") != VERSION or isinstance(raw["v"], bool):
         raise _unknown_version(raw.get("v"))
     tag = raw.get("event")
     if not isinstance(tag, str):

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from engine.config import RunConfig, fingerprint, gate_fingerprint
-from engine.data import Corpus, Order, degenerate
+from engine.data import Corpus
 from engine.device import Placement, device_memory, device_peak_bytes, place
 from engine.distill import Pair
 from engine.errors import DataError, ExitCode
 from engine.export import checkpoint_seconds, export, weights_digests
-from engine.falsifiers import JUDGE_PHASE, exit_code_of
+from engine.falsifiers import FAIL, JUDGE_PHASE, exit_code_of
 from engine.loading import load
 from engine.model_card import Provenance
 from engine.models import CausalLM
@@ -26,7 +26,8 @@ from engine.projection import MIN_STEPS, FixedCosts, project
 from engine.recorder import Recorder, peak_rss_bytes
 from engine.selfcheck import check_loss
 from engine.stop import StopRequest
-from engine.stream import End, Eval, Measure, Run, Step
+from engine.stream import End, Eval, Measure, Run, Step, Verdict
+from engine.windows import Order, degenerate
 
 PHASE_BUDGET_SECONDS = 1_800.0
 _REASONS = {"steps": "every step is done", "max_steps": "max_steps is reached", "budget": "the time budget is reached"}
@@ -99,7 +100,12 @@ class Trainer:
         self.recorder.emit(run_event(self.config, self.placement, self.contract_digest))
 
         self._enter("self-check")
-        for measure in check_loss(self.placement.device, self.placement.dtype, self.config.distill.temperature):
+        for measure in check_loss(
+            self.placement.device,
+            self.placement.dtype,
+            self.config.distill.temperature,
+            compile=self._compiles_loss(),
+        ):
             self.recorder.emit(measure)
 
         loaded = load(self.config, self.placement, self.recorder, self._enter, self._poll)
@@ -128,12 +134,14 @@ class Trainer:
                 f"{self.progress.step} steps; {MIN_STEPS} are needed for a verdict",
                 ExitCode.TIMEOUT,
             )
-        code = exit_code_of(self.recorder.verdicts)
-        return self._end("FAILED" if code == ExitCode.FAILED else "COMPLETED", _REASONS[reason], code)
+        verdicts = [v for v in self.recorder.verdicts if v.severity != "warn"]
+        code = exit_code_of(verdicts)
+        if code == ExitCode.FAILED:
+            return self._end("FAILED", _against([v for v in verdicts if v.verdict == FAIL]), code)
+        return self._end("COMPLETED", _REASONS[reason], code)
 
     def _pair(self, teacher: CausalLM | None, student: CausalLM) -> Pair:
         distill = self.config.distill
-        on_gpu = self.placement.device.type == "cuda"
         return Pair(
             student=student,
             teacher=teacher,
@@ -141,8 +149,13 @@ class Trainer:
             alpha=distill.alpha,
             autocast=self.placement.autocast,
             chunk_bytes=distill.chunk_mib << 20,
-            compile=distill.compile == "on" or (distill.compile == "auto" and on_gpu),
+            compile=self._compiles_loss(),
         )
+
+    def _compiles_loss(self) -> bool:
+        """Whether the loss's arithmetic is compiled; what is checked before training is what trains."""
+        wanted = self.config.distill.compile
+        return wanted == "on" or (wanted == "auto" and self.placement.device.type == "cuda")
 
     def _train(self, pair: Pair, corpus: Corpus, heldout: torch.Tensor) -> str:
         """The loop; returns why it ended: `steps`, `max_steps` or `budget`."""
@@ -164,7 +177,7 @@ class Trainer:
             step = self.progress.step + 1
             batch = order.next(train.batch)
             if problem := degenerate(batch):
-                raise DataError(f"data: the batch of step {step} is degenerate: {problem}", do="check the corpus")
+                self._degenerate(step, problem)
             rate = learning_rate(step, train, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -212,6 +225,13 @@ class Trainer:
         elif math.isfinite(total):
             total = float(norm)  # an infinite gradient is as final as an infinite loss
         return total, ce, kd, float(norm)
+
+    def _degenerate(self, step: int, problem: str) -> None:
+        """Refuses a corpus that begins with useless batches; a stray one in the middle of a long run is only told."""
+        what = f"the batch of step {step} is degenerate: {problem}"
+        if step <= MIN_STEPS:
+            raise DataError(f"data: {what}", do="check the corpus")
+        self.recorder.log(what, "warning")
 
     def _advance(self, step: int, tokens: int, loss: float) -> None:
         self.progress.step = step
@@ -313,13 +333,12 @@ class Trainer:
         self.recorder.enter(phase, detail, PHASE_BUDGET_SECONDS if bounded else None)
 
     def _poll(self) -> None:
-        """Ends the run when a signal asked for it, a fatal verdict fell, or the budget is gone before training."""
+        """Ends the run when a signal asked for it or a fatal verdict fell; the heartbeat watches the budget."""
         if self.stop.signal is not None:
             raise _Ended("STOPPED", f"{self.stop.signal} in phase {self.recorder.phase}", ExitCode.INTERRUPTED)
         fatal = self.recorder.fatal
         if fatal is not None:
-            reason = f"{fatal.id}: {fatal.claim}: expected {fatal.expected}, observed {fatal.observed}"
-            raise _Ended("FAILED", reason, ExitCode.FAILED)
+            raise _Ended("FAILED", _against([fatal]), ExitCode.FAILED)
 
     def _end(self, status: str, reason: str, code: ExitCode) -> End:
         p = self.progress
@@ -347,6 +366,13 @@ class Trainer:
             seconds=time.monotonic() - self.started,
             summary=summary,
         )
+
+
+def _against(verdicts: list[Verdict]) -> str:
+    """Why a run failed: each verdict that stands against it, as what does not hold."""
+    return "; ".join(
+        f"{v.id} is FAIL: not so that {v.claim} (expected {v.expected}, observed {v.observed})" for v in verdicts
+    )
 
 
 def run_event(config: RunConfig, placement: Placement, contract_digest: str) -> Run:

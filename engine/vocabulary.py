@@ -101,7 +101,7 @@ def check_vocabulary(
             raise ModelError(
                 f"vocabulary: {rows}, and there is {without}",
                 expected="equal numbers where the meaning of the ids cannot be compared",
-                do=f"put {TOKENIZER_FILE} into the model's directory, or set data.tokenizer",
+                do=f"put {TOKENIZER_FILE} into the model's directory",
             )
         return VocabularyCheck("UNKNOWN", f"{rows}; {without}: the ids were not compared", student_rows)
     compared, one_sided = _compare(teacher_tokenizer, student_tokenizer, student_rows)

@@ -515,7 +515,8 @@ def test_the_last_of_two_options_for_a_key_wins_and_a_section_replaces_its_keys(
         ("train.steps.x=1", "--set train.steps.x: train.steps is 2000, not a section"),
         ("train.steps=[1", "--set train.steps: line 1, column 3: expected ',' or ']', but got '<stream end>'"),
         ("student={form: x}", "--set student: student.form: unknown key; did you mean student.from?"),
-        ("train.accumulation=17", "--set train.accumulation: 17: expected at most train.batch (16)"),
+        ("smoke.max_steps=2001", "--set smoke.max_steps: 2001: expected at most train.steps (2000)"),
+        ("train.accumulation=17", "--set train.accumulation: 17: expected at most train.batch (8)"),
         ("train.\x1bc=1", "--set train.\\x1bc: unknown key"),
     ],
 )
