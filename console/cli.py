@@ -273,9 +273,6 @@ def _finish(result: Result | None, as_json: bool) -> None:
     with console.capture() as capture:
         if as_json:
             console.out(json.dumps(report.document(result), indent=2, allow_nan=False))
-        elif result.exit_code == ExitCode.USAGE:
-            # Nothing was trained, and nothing in a table would say more than the one message.
-            console.out(f"evidence  {result.evidence}")
         else:
             report.show(result, console)
     try:
@@ -284,8 +281,6 @@ def _finish(result: Result | None, as_json: bool) -> None:
     except BrokenPipeError:
         # The reader went away (`| head`); the run's exit code still stands.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if result.exit_code == ExitCode.USAGE:
-        click.echo(f"error: {result.reason}", err=True)
     sys.exit(result.exit_code)
 
 

@@ -130,6 +130,9 @@ class _Line(Text):
 def _parts(result: Result) -> list[RenderableType]:
     state, end = result.state, result.state.end
     parts: list[RenderableType] = []
+    if result.exit_code == ExitCode.USAGE:
+        # Nothing was trained: a table would only bury the one message.
+        return [_Line(f"evidence  {clean(str(result.evidence))}"), _decision(result)]
     if result.mode == "smoke":
         if end is not None and "final_loss" in end.summary:
             parts.append(_Line(smoke_line(end)))
@@ -154,7 +157,7 @@ def _decision(result: Result) -> Text:
     text = Text("\n")
     text.append(f"{'✔' if good else '✘'} {result.decision}", style=style)
     text.append(f"  {clean(result.reason)}")
-    if binding:
+    if binding and result.exit_code != ExitCode.USAGE:
         text.append(f"; {passed} of {len(binding)} binding verdicts PASS")
     against = [v for v in binding if v.verdict == "FAIL" or (v.verdict != "PASS" and result.status == "COMPLETED")]
     for v in against:

@@ -423,7 +423,7 @@ def test_without_a_tokenizer_equal_rows_are_unknown_and_others_refused(tmp_path:
         check = check_vocabulary(96, 96, ours, theirs)
         assert (check.status, check.rows) == ("UNKNOWN", 96)
         assert f"no tokenizer for {who}: the ids were not compared" in check.observed
-        with pytest.raises(ModelError, match=r"teacher has 97 rows, student 96, and .*set data\.tokenizer"):
+        with pytest.raises(ModelError, match=r"teacher has 97 rows, student 96, and .*put tokenizer\.json into"):
             check_vocabulary(97, 96, ours, theirs)
 
 

@@ -305,6 +305,7 @@ def test_an_output_on_a_full_disk_ends_neither_the_run_nor_its_exit_code(stream:
         done = subprocess.run(
             [sys.executable, "-c", PRINTING, str(stream)],
             cwd=ROOT, stdout=full, stderr=subprocess.PIPE, timeout=30, check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # as the supervisor starts the engine
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, b"")
     assert isinstance(read(stream)[-1], End)
