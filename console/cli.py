@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from console.config_command import config_group
+from console.room import room_command
 from engine.errors import ExitCode, KdError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def cli(context: click.Context, headless: bool, debug: bool) -> None:
 
 
 cli.add_command(config_group)
+cli.add_command(room_command)
 
 
 def _evidence_option(command: Any) -> Any:
@@ -69,6 +71,7 @@ def _run_options(command: Any) -> Any:
     for decorate in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
         click.option("--quiet", "-q", is_flag=True, help="No narration on standard error."),
+        click.option("--force", is_flag=True, help="Start although there is too little memory or disk; recorded."),
         click.option("--name", metavar="TEXT", help="What you call this run; kept in its manifest."),
         _evidence_option,
         click.option("--contract", metavar="FILE", help="YAML file of falsifiers instead of the built-in ones."),
@@ -112,15 +115,49 @@ def smoke(
 
 
 @cli.command(epilog=EXIT_CODES)
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option("--resume", metavar="RUN", help="Go on with this run: an id, its beginning, or a directory.")
+@click.option(
+    "--allow-changed",
+    metavar="NAME",
+    multiple=True,
+    type=click.Choice(("config", "teacher", "tokenizer", "data", "initial_weights")),
+    help="With --resume: what may differ from the run's beginning.",
+)
 @_run_options
 @click.pass_context
-def train(context: click.Context, /, config: Path, **options: Any) -> None:
-    """Train to the last step and write the model. Ctrl-C leaves the run going and says how to stop it.
+def train(
+    context: click.Context,
+    /,
+    config: Path | None,
+    resume: str | None,
+    allow_changed: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Train to the last step, saving checkpoints, and write the verified model.
 
-    This version keeps no intermediate checkpoints and refuses runs of 5,000 steps or more.
+    Ctrl-C leaves the run going and says how to stop it. A run that was stopped, or crashed, goes on with --resume from
+    its newest whole checkpoint.
+
+    \b
+    Examples:
+      kdconsole --headless train config.yaml
+      kdconsole --headless train --resume 20260102-030405
     """
-    _start(context, config, "train", {}, **options)
+    if (config is None) == (resume is None):
+        raise click.UsageError("give either CONFIG or --resume RUN")
+    if resume is None:
+        _start(context, config, "train", {}, **options)
+        return
+    from console import headless
+    from dispatch.runs import resolve_run
+
+    _require_headless(context, "train")
+    ignored = [name for name in ("teacher", "student", "data", "sets", "contract", "name", "force") if options[name]]
+    if ignored:
+        raise click.UsageError(f"--resume takes the run's own configuration; leave out --{ignored[0]}")
+    run_dir = resolve_run(options["evidence"], resume)
+    _finish(headless.resume(run_dir, allow_changed, _narrator(options["quiet"])), options["as_json"])
 
 
 @cli.command()
@@ -200,6 +237,7 @@ def _start(
     contract: str | None,
     evidence: Path,
     name: str | None,
+    force: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -224,8 +262,8 @@ def _start(
             template=None if file else "builtin",
             overrides={"mode": mode, **texts, **numbers},
         )
-        _refuse_unsaved(config)
-        result = headless.run(headless.Job(config, evidence, name), _narrator(quiet))
+        overrides = _require_room(config, evidence, force, quiet)
+        result = headless.run(headless.Job(config, evidence, name, tuple(overrides)), _narrator(quiet))
     except KdError as error:
         if as_json:
             failed = {"schema": "kdconsole.error/1", "error": str(error), "exit_code": int(error.exit_code)}
@@ -234,16 +272,13 @@ def _start(
     _finish(result, as_json)
 
 
-def _refuse_unsaved(config: RunConfig) -> None:
-    from console.headless import LONG_RUN_STEPS
-    from engine.errors import ConfigError
+def _require_room(config: RunConfig, evidence: Path, force: bool, quiet: bool) -> list[str]:
+    from rich.console import Console
 
-    if config.mode == "train" and config.train.steps >= LONG_RUN_STEPS:
-        raise ConfigError(
-            f"train.steps: {config.train.steps:,}: this version keeps no intermediate checkpoints",
-            expected=f"fewer than {LONG_RUN_STEPS:,} steps",
-            do="smoke this configuration now, and train it with a version that keeps checkpoints",
-        )
+    from console.room import require_room
+
+    console = Console(stderr=True, highlight=False)
+    return require_room(config, evidence, force=force, show=lambda table: None if quiet else console.print(table))
 
 
 def _require_headless(context: click.Context, command: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,9 @@ from console.run_state import Reducer, RunState
 from dispatch import runs
 from dispatch.follower import Batch, Follower
 from dispatch.manifest import SUMS, verify_sums
+from dispatch.supervisor import write_atomic
 from dispatch.transport import LocalTransport, Transport
-from engine.config import RunConfig
+from engine.config import RunConfig, load_config
 from engine.errors import ConfigError, DataError, ExitCode, KdError, RunError
 from engine.falsifiers import builtin_contract, exit_code_of, parse_contract
 from engine.formats import inspect_model_dir, resolve_builtin
@@ -29,7 +31,7 @@ SILENCE_SECONDS = 60.0
 STOP_GRACE_SECONDS = 30.0
 MAX_CONTRACT_BYTES = 1 << 20
 BUILTIN_CORPUS = "builtin:stdlib"
-LONG_RUN_STEPS = 5_000
+RESUME = "resume.json"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Job:
     config: RunConfig
     evidence: Path
     name: str | None = None
+    overrides: tuple[str, ...] = ()
+    """What the operator forced, by name; it stands in the manifest."""
 
     @property
     def stops_on_interrupt(self) -> bool:
@@ -120,6 +124,15 @@ def run(job: Job, narrator: Narrator) -> Result | None:
     return asyncio.run(_run(job, text, narrator))
 
 
+def resume(run_dir: runs.RunDir, allow_changed: Sequence[str], narrator: Narrator) -> Result | None:
+    """Another attempt of a run that ended before its last step, from its newest whole checkpoint.
+
+    Raises:
+        RunError: it is no full run, it still runs, or it is complete.
+    """
+    return asyncio.run(_resume(run_dir, allow_changed, narrator))
+
+
 def attach(run_dir: runs.RunDir, narrator: Narrator) -> Result | None:
     """Follows a run that exists, running or ended, to its end."""
     return asyncio.run(_attach(run_dir, narrator))
@@ -127,7 +140,9 @@ def attach(run_dir: runs.RunDir, narrator: Narrator) -> Result | None:
 
 async def _run(job: Job, text: str, narrator: Narrator) -> Result | None:
     started = time.monotonic()
-    run_dir = runs.create_run(job.config, evidence=job.evidence, contract_text=text, name=job.name)
+    run_dir = runs.create_run(
+        job.config, evidence=job.evidence, contract_text=text, name=job.name, overrides=job.overrides
+    )
     narrator.say(f"run {run_dir.id} in {run_dir.path}")
     transport = LocalTransport()
     budget = job.config.smoke.budget_seconds if job.config.mode == "smoke" else None
@@ -137,6 +152,27 @@ async def _run(job: Job, text: str, narrator: Narrator) -> Result | None:
         launch_seconds = time.monotonic() - started
         stops = job.stops_on_interrupt
         return await _follow_run(run_dir, transport, narrator, interrupt, stops, budget, launch_seconds)
+
+
+async def _resume(run_dir: runs.RunDir, allow_changed: Sequence[str], narrator: Narrator) -> Result | None:
+    if run_dir.manifest.mode != "train":
+        raise RunError(f"run {run_dir.id}: a {run_dir.manifest.mode}", expected="a training run")
+    config = load_config(run_dir.path / "config.yaml")
+    check(config)
+    started = time.monotonic()
+    transport = LocalTransport()
+    now = await runs.status(transport, run_dir.path)
+    if now.state in ("running", "starting"):
+        raise RunError(f"run {run_dir.id}: {now.state}", do=f"kdconsole --headless attach {run_dir.id}")
+    if now.exit is not None and now.exit.exit_code == ExitCode.OK:
+        raise RunError(f"run {run_dir.id}: complete already", do="start a new run to train further")
+    write_atomic(run_dir.path / RESUME, json.dumps({"allow_changed": list(allow_changed)}).encode())
+    events = run_dir.path / "events.jsonl"
+    past = events.stat().st_size if events.exists() else 0
+    with _interrupts() as interrupt:
+        await runs.launch(transport, run_dir.path, again=True)
+        launched = time.monotonic() - started
+        return await _follow_run(run_dir, transport, narrator, interrupt, False, None, launched, past)
 
 
 async def _attach(run_dir: runs.RunDir, narrator: Narrator) -> Result | None:
@@ -152,7 +188,9 @@ async def _follow_run(
     stops_on_interrupt: bool,
     budget: float | None,
     launch_seconds: float,
+    past: int = 0,
 ) -> Result | None:
+    """Follows to the end; what stands in the first `past` bytes of the stream is folded and not told again."""
     contract = parse_contract((run_dir.path / "contract.yaml").read_text(encoding="utf-8"), "contract.yaml")
     reducer = Reducer(contract)
     overdue = None if budget is None else time.monotonic() + budget + SILENCE_SECONDS
@@ -163,7 +201,9 @@ async def _follow_run(
         try:
             async for batch in Follower(transport, run_dir.path, run_dir.run).batches():
                 last = batch
-                narrator.show(reducer.feed(batch.events), batch)
+                state = reducer.feed(batch.events)
+                if batch.offset > past:
+                    narrator.show(state, batch)
                 if interrupt.is_set():
                     interrupt.clear()
                     if not stops_on_interrupt:

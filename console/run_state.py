@@ -101,7 +101,7 @@ class Reducer:
         if isinstance(event, Log):
             self._log.append(event)
         if isinstance(event, Run):
-            return replace(state, run=event)
+            return replace(state, run=event, end=None)  # a later attempt: the run goes on
         if isinstance(event, Phase):
             return replace(state, phases=(*state.phases, PhaseSpan(event.name, event.t, 0.0)))
         if isinstance(event, Eval):

@@ -116,6 +116,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the run's directory."""
     name: str | None = None
     """What the operator calls it."""
+    overrides: list[str] = []
+    """Checks that the operator overrode when starting it."""
     mode: str
     created: str
     """ISO 8601, UTC."""

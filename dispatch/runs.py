@@ -75,7 +75,9 @@ class Stop(RunStatus, frozen=True, kw_only=True):
     killed: bool = False
 
 
-def create_run(config: RunConfig, *, evidence: Path, contract_text: str, name: str | None = None) -> RunDir:
+def create_run(
+    config: RunConfig, *, evidence: Path, contract_text: str, name: str | None = None, overrides: Sequence[str] = ()
+) -> RunDir:
     """Makes the directory of a new run, durable and complete but for the run itself.
 
     Args:
@@ -83,6 +85,7 @@ def create_run(config: RunConfig, *, evidence: Path, contract_text: str, name: s
         evidence: where run directories live; made if missing.
         contract_text: the contract's YAML, kept with the run as contract.yaml.
         name: what the operator calls the run.
+        overrides: what was started against a check, by name.
 
     Raises:
         RunError: `evidence` is not a directory that can be written.
@@ -98,6 +101,7 @@ def create_run(config: RunConfig, *, evidence: Path, contract_text: str, name: s
             run=str(uuid.uuid4()),
             id=path.name,
             name=name,
+            overrides=list(overrides),
             mode=config.mode,
             created=iso_utc(now),
             created_unix=now,
@@ -147,6 +151,7 @@ async def launch(
     *,
     python: str = sys.executable,
     command: Sequence[str] = (),
+    again: bool = False,
     supervisor: Sequence[str] = SUPERVISOR,
 ) -> Launch:
     """Starts a run, detached; returns once its trainer is on record. Safe to repeat: one run starts once.
@@ -156,13 +161,14 @@ async def launch(
         run_dir: the run's directory on the host, absolute.
         python: the host's Python that runs the supervisor and the engine.
         command: another trainer than `python -P -m engine RUN_DIR`.
+        again: another attempt of a run that has ended or was lost.
         supervisor: what `python -P` is given to run the supervisor.
 
     Raises:
         RunError: it could not be started, and why.
         TransportError: the host could not be asked; whether the run started is unknown.
     """
-    arguments = [str(run_dir), *(["--", *command] if command else [])]
+    arguments = [*(["--again"] if again else []), str(run_dir), *(["--", *command] if command else [])]
     timeout = 2 * START_SECONDS + _SLACK_SECONDS
     done = await transport.run([python, "-P", *supervisor, "run", *arguments], timeout=timeout)
     answer = decode(Launch, _stdout(done, transport, "cannot start the run"), f"{transport.host}: supervisor")

@@ -302,8 +302,10 @@ def _run_id(run_dir: Path) -> str:
 # run
 
 
-def run(run_dir: Path, command: Sequence[str]) -> dict[str, object]:
+def run(run_dir: Path, command: Sequence[str], again: bool = False) -> dict[str, object]:
     """Starts the trainer detached, and returns once the line `started` is on disk.
+
+    With `again` a run that has ended, or was lost, gets another attempt; its exit record is kept as `exit-N.json`.
 
     Doing it twice, or at once from two places, starts one trainer: the second answers already_running or already_ended.
     """
@@ -320,6 +322,9 @@ def run(run_dir: Path, command: Sequence[str]) -> dict[str, object]:
             raise Refused(f"{run_dir}: another process holds its .lock, and no trainer was started")
         time.sleep(0.02)
     now = status(run_dir)
+    if again and now["state"] in ("ended", "lost"):
+        _begin_again(run_dir)
+        now = {"state": "starting"}
     if now["state"] in ("running", "ended"):
         return {**now, "result": f"already_{now['state']}"}
     if now["state"] == "lost":
@@ -340,6 +345,15 @@ def run(run_dir: Path, command: Sequence[str]) -> dict[str, object]:
     if "error" in answer:
         raise Refused(f"{run_dir}: {answer['error']}")
     return {**status(run_dir), "result": "started"}
+
+
+def _begin_again(run_dir: Path) -> None:
+    """Puts the last attempt's end aside; the caller holds the lock, so nobody else is doing it."""
+    (run_dir / "SHA256SUMS").unlink(missing_ok=True)
+    if (run_dir / "exit.json").exists():
+        number = 1 + sum(1 for _ in run_dir.glob("exit-*.json"))
+        os.rename(run_dir / "exit.json", run_dir / f"exit-{number}.json")
+    note(run_dir, "again", run=_run_id(run_dir))
 
 
 def _try_lock(run_dir: Path) -> int | None:
@@ -603,6 +617,7 @@ def main(arguments: Sequence[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("run", "status", "stop"):
         commands.add_parser(name).add_argument("run_dir", type=Path)
+    commands.choices["run"].add_argument("--again", action="store_true", help="another attempt of a run that ended")
     stopper = commands.choices["stop"]
     stopper.add_argument("--grace", type=float, default=STOP_GRACE_SECONDS, metavar="SECONDS")
     stopper.add_argument("--kill", action="store_true", help="SIGKILL after the grace")
@@ -610,7 +625,8 @@ def main(arguments: Sequence[str]) -> int:
     run_dir = Path(os.path.abspath(options.run_dir))
     try:
         if options.command == "run":
-            answer = run(run_dir, given[cut + 1 :] or [sys.executable, "-P", "-m", "engine", str(run_dir)])
+            command = given[cut + 1 :] or [sys.executable, "-P", "-m", "engine", str(run_dir)]
+            answer = run(run_dir, command, options.again)
         elif options.command == "status":
             answer = status(run_dir)
         else:

@@ -152,6 +152,8 @@ class Checkpoint(Section, frozen=True, kw_only=True):
 
     every_steps: Whole = 5000
     """0 turns checkpoints off."""
+    keep_last: Count = 2
+    """Periodic checkpoints that stay; the newest, the best, the last interrupt and the final one stay besides."""
 
 
 class Smoke(Section, frozen=True, kw_only=True):

@@ -35,6 +35,7 @@ _STDLIB_LEFT_OUT = frozenset(
 _PIECE_CHARACTERS = 1 << 20
 _GROUP_CHARACTERS = 1 << 21
 _SCAN_TOKENS = 1 << 24
+_DIGEST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,16 @@ class Corpus:
     heldout_tokens: int
     undecodable: int = 0
     """Replacement characters (U+FFFD) in the text: bytes that are not UTF-8, but for those that stood there already."""
+
+    def digest(self) -> str:
+        """SHA-256 over the tokens of both parts; of an array above 1 GiB over its size and its two ends only."""
+        found = hashlib.sha256()
+        for array in (*self.train.arrays, *self.heldout.arrays):
+            found.update(f"{array.dtype} {len(array)}\n".encode())
+            parts = [array] if array.nbytes <= _DIGEST_BYTES else [array[:_SCAN_TOKENS], array[-_SCAN_TOKENS:]]
+            for part in parts:
+                found.update(np.ascontiguousarray(part).data)
+        return found.hexdigest()
 
     def heldout_batch(self, count: int) -> Batch:
         """At most `count` held-out windows, evenly spaced, shape [windows, sequence + 1]; the same ones every time."""

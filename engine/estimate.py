@@ -19,8 +19,6 @@ from engine.shapes import Shape, shape_of
 Device = Literal["cpu", "cuda", "mps"]
 Pool = Literal["device", "host", "disk"]
 
-KEEP_LAST = 2
-"""Periodic checkpoints that stay, beside the best one."""
 
 MIB, GIB = 1 << 20, 1 << 30
 _CPU_FRAMEWORK = 450 * MIB
@@ -103,7 +101,6 @@ def estimate(
     *,
     device: Device,
     shared: bool = False,
-    keep_last: int = KEEP_LAST,
 ) -> Estimate:
     """Estimate what a run needs.
 
@@ -113,7 +110,6 @@ def estimate(
         student: the same of the student, or of the model that its layers come from.
         device: what will train; `auto` has to be resolved by the caller.
         shared: a GPU has no memory of its own.
-        keep_last: periodic checkpoints that are kept beside the best.
 
     Raises:
         ModelError: a weight file's header cannot be read.
@@ -137,7 +133,7 @@ def estimate(
         shared=shared or device != "cuda",
         precision=precision,
         memory=tuple(row for row in memory if row.bytes),
-        disk=tuple(_disk(config, ours, keep_last)),
+        disk=tuple(_disk(config, ours)),
         notes=tuple(notes),
     )
 
@@ -282,10 +278,10 @@ def _forward_bytes(t: Shape, size: int) -> int:
     return size * (4 * t.hidden + (3 if t.gated else 2) * t.intermediate) + 4 * t.hidden
 
 
-def _disk(config: RunConfig, student: Shape, keep_last: int) -> Iterable[Row]:
+def _disk(config: RunConfig, student: Shape) -> Iterable[Row]:
     p, steps, every = student.parameters, config.train.steps, config.checkpoint.every_steps
     if config.mode == "train":
-        periodic = min(keep_last, steps // every) if every else 0
+        periodic = min(config.checkpoint.keep_last, steps // every) if every else 0
         count = periodic + 3
         yield Row(
             name="checkpoints",

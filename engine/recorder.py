@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from engine.errors import ExitCode
-from engine.falsifiers import FAIL, Contract, Judge
+from engine.falsifiers import FAIL, PENDING, Contract, Judge
 from engine.human import human_lines
-from engine.stream import End, Event, Heartbeat, Log, Phase, Run, Step, Verdict
+from engine.stream import End, Event, Heartbeat, Log, Phase, Run, Step, Verdict, decode_line
 from engine.stream_writer import StreamWriter
 
 HEARTBEAT_SECONDS = 5.0
@@ -37,6 +39,10 @@ class Recorder:
         self._writer = StreamWriter(path, run)
         self._judge = Judge(contract)
         self._run: Run | None = None
+        self.run_id = run
+        self.attempt = 1
+        self._highest_step = 0
+        self._unstated: list[Verdict] = []
         self._ended = threading.Event()
         self._device: tuple[int, int] | None = None
         self._failures_told = 0
@@ -45,6 +51,7 @@ class Recorder:
         self.phase_seconds: dict[str, float] = {}
         self._phase_started = time.monotonic()
         self.fatal: Verdict | None = None
+        self._replay(path)
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -58,22 +65,53 @@ class Recorder:
             if self._ended.is_set():
                 return
             if isinstance(event, Run):
+                event = msgspec.structs.replace(event, attempt=self.attempt)
                 self._run = event
             elif isinstance(event, Phase):
                 self._change_phase(event.name)
             elif isinstance(event, Step):
+                event = msgspec.structs.replace(event, again=event.step <= self._highest_step)
                 self.step = event.step
             stamped = self._writer.emit(event)
             if stamped.seq < 0:  # left out of the stream, so nobody else could judge it
                 return
             changed = self._judge.observe(stamped)
             self._print(stamped)
+            if isinstance(event, Run):
+                changed, self._unstated = [*self._unstated, *changed], []
             for verdict in changed:
                 self._print(self._writer.emit(verdict))
                 if verdict.verdict == FAIL and verdict.severity == "fatal" and self.fatal is None:
                     self.fatal = verdict
             if not isinstance(event, End):  # nothing follows the end
                 self._tell_failures()
+
+    def sync(self) -> None:
+        """Waits until the disk has the stream so far; raises OSError where it refuses."""
+        with self._lock:
+            self._writer.sync()
+
+    def _replay(self, path: Path) -> None:
+        """Judges what earlier attempts left in the stream, so that this one goes on where they stopped."""
+        stated: dict[str, str] = {}
+        runs = 0
+        with path.open("rb") as file:
+            for line in file:
+                event = decode_line(line)
+                if event is None:
+                    continue
+                self._judge.observe(event)
+                if isinstance(event, Run):
+                    runs += 1
+                elif isinstance(event, Step):
+                    self._highest_step = max(self._highest_step, event.step)
+                elif isinstance(event, Verdict):
+                    stated[event.id] = event.verdict
+        self.attempt = runs + 1
+        judged = [v for v in self._judge.verdicts if v.verdict != PENDING]
+        # A process that was killed between an event and the verdict that it brought never said the verdict.
+        self._unstated = [v for v in judged if stated.get(v.id) != v.verdict]
+        self.fatal = next((v for v in judged if v.verdict == FAIL and v.severity == "fatal"), None)
 
     def log(self, message: str, level: str = "info") -> None:
         """A line for the operator."""

@@ -102,6 +102,8 @@ class Step(Event, frozen=True, kw_only=True):
     grad_norm: float
     tokens: Integer
     seconds: float
+    again: bool = False
+    """An earlier attempt made this step already and could not keep it; a reader shows the later one."""
 
 
 class Eval(Event, frozen=True, kw_only=True):

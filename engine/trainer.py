@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
-from dataclasses import dataclass
-from importlib import metadata
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from engine.config import RunConfig, fingerprint, gate_fingerprint
-from engine.data import Corpus
-from engine.device import Placement, device_memory, device_peak_bytes, place
+from engine.account import against, provenance, run_event, summary
+from engine.checkpoint import DIRECTORY as CHECKPOINTS
+from engine.checkpoint import Best, Kind
+from engine.config import RunConfig
+from engine.device import device_memory, device_peak_bytes, place
 from engine.distill import Pair
 from engine.errors import DataError, ExitCode
 from engine.export import checkpoint_seconds, export, weights_digests
 from engine.falsifiers import FAIL, JUDGE_PHASE, exit_code_of
-from engine.loading import load
-from engine.model_card import Provenance
+from engine.keeper import Keeper, Totals
+from engine.loading import LONG_RUN_STEPS, Loaded, load
 from engine.models import CausalLM
 from engine.optimizer import adamw, learning_rate
 from engine.projection import MIN_STEPS, FixedCosts, project
-from engine.recorder import Recorder, peak_rss_bytes
+from engine.recorder import Recorder
 from engine.selfcheck import check_loss
 from engine.stop import StopRequest
-from engine.stream import End, Eval, Measure, Run, Step, Verdict
+from engine.stream import End, Eval, Measure, Step
 from engine.windows import Order, degenerate
 
 PHASE_BUDGET_SECONDS = 1_800.0
@@ -40,18 +40,6 @@ class _Ended(Exception):
     def __init__(self, status: str, reason: str, exit_code: ExitCode) -> None:
         super().__init__(reason)
         self.status, self.reason, self.exit_code = status, reason, exit_code
-
-
-@dataclass
-class _Progress:
-    """What the loop has done so far."""
-
-    step: int = 0
-    tokens: int = 0
-    initial_loss: float = math.nan
-    final_loss: float = math.nan
-    started: float = 0.0
-    seconds: float = 0.0
 
 
 class Trainer:
@@ -79,7 +67,10 @@ class Trainer:
         self.started, self.contract_digest = started, contract_digest
         self.smoke = config.mode == "smoke"
         self.deadline = started + config.smoke.budget_seconds if self.smoke else math.inf
-        self.progress = _Progress()
+        self.totals = Totals()
+        self.keeper: Keeper | None = None
+        self.order: Order | None = None
+        self.train_started = 0.0
         self.step_seconds: list[float] = []
         self.evals: list[Eval] = []
         self.start_seconds = 0.0
@@ -89,7 +80,12 @@ class Trainer:
         try:
             return self._phases()
         except _Ended as ended:
+            if ended.status == "STOPPED":
+                self._save(["interrupt"], wait=True)
             return self._end(ended.status, ended.reason, ended.exit_code)
+        finally:
+            if self.keeper is not None:
+                self.keeper.drain()
 
     def _phases(self) -> End:
         self.placement = place(self.config.train)
@@ -114,30 +110,39 @@ class Trainer:
         heldout = torch.from_numpy(corpus.heldout_batch(self.config.data.heldout_windows)).to(self.placement.device)
 
         self.initial = weights_digests(student.model)
-        self._enter("baseline-evaluation")
+        optimizer = adamw(student.model, self.config.train, self.placement.device)
+        self.order = Order(corpus.train, self.config.train.seed)
+        if not self.smoke:
+            self._enter("resume" if self.recorder.attempt > 1 else "prepare-checkpoints")
+            self._keep(loaded, optimizer)
+
         self.start_seconds = time.monotonic() - self.started
-        self._evaluate(pair, heldout)
+        if self.totals.step == 0:
+            self._enter("baseline-evaluation")
+            self._evaluate(pair, heldout)
 
         self._enter("train")
-        reason = self._train(pair, corpus, heldout)
+        reason = self._train(pair, optimizer, heldout)
 
         self._enter("final-evaluation")
-        if self.evals[-1].step != self.progress.step:
+        if not self.evals or self.evals[-1].step != self.totals.step:
             self._evaluate(pair, heldout)
+        kinds: list[Kind] = ["final", "best"] if self._is_best() else ["final"]
+        self._save(kinds, wait=True)
 
         self._conclude(student, loaded.tokenizer_dir)
         self._enter(JUDGE_PHASE, reason)
-        if self.smoke and reason == "budget" and self.progress.step < MIN_STEPS:
+        if self.smoke and reason == "budget" and self.totals.step < MIN_STEPS:
             return self._end(
                 "TIMEOUT",
                 f"the budget of {self.config.smoke.budget_seconds:g} s ended the run after "
-                f"{self.progress.step} steps; {MIN_STEPS} are needed for a verdict",
+                f"{self.totals.step} steps; {MIN_STEPS} are needed for a verdict",
                 ExitCode.TIMEOUT,
             )
         verdicts = [v for v in self.recorder.verdicts if v.severity != "warn"]
         code = exit_code_of(verdicts)
         if code == ExitCode.FAILED:
-            return self._end("FAILED", _against([v for v in verdicts if v.verdict == FAIL]), code)
+            return self._end("FAILED", against([v for v in verdicts if v.verdict == FAIL]), code)
         return self._end("COMPLETED", _REASONS[reason], code)
 
     def _pair(self, teacher: CausalLM | None, student: CausalLM) -> Pair:
@@ -157,24 +162,48 @@ class Trainer:
         wanted = self.config.distill.compile
         return wanted == "on" or (wanted == "auto" and self.placement.device.type == "cuda")
 
-    def _train(self, pair: Pair, corpus: Corpus, heldout: torch.Tensor) -> str:
+    def _keep(self, loaded: Loaded, optimizer: torch.optim.Optimizer) -> None:
+        """Sets the checkpoints of a full run up, and goes on from the newest one where this is a later attempt."""
+        if not self.config.checkpoint.every_steps and self.config.train.steps >= LONG_RUN_STEPS:
+            steps = self.config.train.steps
+            self.recorder.log(f"{steps:,} steps without a periodic checkpoint: a fault loses all of them", "warning")
+        self.keeper = Keeper(self.run_dir, self.config, loaded, optimizer, self.recorder, self.placement.device)
+        found = self.keeper.resume() if self.recorder.attempt > 1 else None
+        if found is not None:
+            self.totals, at = found
+            self.order = Order(loaded.corpus.train, at.seed, at.epoch, at.position)
+
+    def _save(self, kinds: Sequence[Kind], *, wait: bool = False) -> None:
+        """Saves the present state of a full run, once there is something to save."""
+        if self.keeper is not None and self.order is not None and self.totals.step and kinds:
+            self.keeper.save(kinds, self.totals, self.order, wait=wait)
+
+    def _is_best(self) -> bool:
+        """Whether the newest evaluation is the best so far; notes it if so."""
+        newest, best = self.evals[-1], self.totals.best
+        if newest.step == 0 or not math.isfinite(newest.loss) or (best is not None and newest.loss >= best.loss):
+            return False
+        self.totals.best = Best(step=newest.step, loss=newest.loss)
+        return True
+
+    def _train(self, pair: Pair, optimizer: torch.optim.Optimizer, heldout: torch.Tensor) -> str:
         """The loop; returns why it ended: `steps`, `max_steps` or `budget`."""
         train = self.config.train
         warmup = self.config.smoke.warmup_steps if self.smoke else train.warmup_steps
-        model = pair.student.model
-        optimizer = adamw(model, train, self.placement.device)
-        order = Order(corpus.train, train.seed)
+        order, totals = self.order, self.totals
+        assert order is not None
         limit, reason = train.steps, "steps"
         if self.smoke and self.config.smoke.max_steps is not None and self.config.smoke.max_steps < limit:
             limit, reason = self.config.smoke.max_steps, "max_steps"
-        model.train()
-        self.progress.started = last = time.monotonic()
-        while self.progress.step < limit:
+        pair.student.model.train()
+        trained = totals.train_seconds
+        self.train_started = last = time.monotonic()
+        while totals.step < limit:
             self._poll()
             if self._budget_is_spent():
                 reason = "budget"
                 break
-            step = self.progress.step + 1
+            step = totals.step + 1
             batch = order.next(train.batch)
             if problem := degenerate(batch):
                 self._degenerate(step, problem)
@@ -185,7 +214,11 @@ class Trainer:
             now = time.monotonic()
             self.step_seconds.append(now - last)
             tokens = train.batch * train.sequence
-            self._advance(step, tokens, loss)
+            if math.isfinite(loss):  # the weights of a step that is none are those from before it
+                totals.learned = totals.learned or rate > 0
+                totals.train_seconds = trained + now - self.train_started
+            totals.tokens += tokens
+            self._advance(step, loss)
             self.recorder.emit(
                 Step(
                     step=step,
@@ -200,11 +233,13 @@ class Trainer:
             )
             if not math.isfinite(loss):
                 raise _Ended("FAILED", f"the loss of step {step} is {loss}; weights kept as before it", ExitCode.FAILED)
-            last = time.monotonic()
+            kinds = self.keeper.kinds_due(step) if self.keeper is not None and step < limit else []
             if train.evaluate_every and step % train.evaluate_every == 0 and step < limit:
                 self._evaluate(pair, heldout)
-                last = time.monotonic()
-        self.progress.seconds = time.monotonic() - self.progress.started
+                kinds += ["best"] if self._is_best() else []
+            self._save(kinds)
+            last = time.monotonic()
+        totals.train_seconds = trained + time.monotonic() - self.train_started
         return reason
 
     def _step(self, pair: Pair, batch: object, optimizer: torch.optim.Optimizer) -> tuple[float, float, float, float]:
@@ -233,12 +268,12 @@ class Trainer:
             raise DataError(f"data: {what}", do="check the corpus")
         self.recorder.log(what, "warning")
 
-    def _advance(self, step: int, tokens: int, loss: float) -> None:
-        self.progress.step = step
-        self.progress.tokens += tokens
+    def _advance(self, step: int, loss: float) -> None:
+        shown = loss if math.isfinite(loss) else None
+        self.totals.step = step
+        self.totals.final_loss = shown
         if step == 1:
-            self.progress.initial_loss = loss
-        self.progress.final_loss = loss
+            self.totals.initial_loss = shown
 
     def _budget_is_spent(self) -> bool:
         """Whether another step would leave too little of a smoke's budget for what comes after training."""
@@ -253,7 +288,7 @@ class Trainer:
         result = pair.evaluate(heldout, max(1, self.config.train.batch // self.config.train.accumulation), self._poll)
         self.evals.append(
             Eval(
-                step=self.progress.step,
+                step=self.totals.step,
                 loss=result.loss,
                 ce=result.ce,
                 kd=result.kd,
@@ -264,11 +299,15 @@ class Trainer:
             )
         )
         self.recorder.emit(self.evals[-1])
+        loss = result.loss if math.isfinite(result.loss) else None
+        self.totals.heldout_final = loss
+        if self.totals.step == 0:
+            self.totals.heldout_initial = loss
 
     def _conclude(self, student: CausalLM, tokenizer_dir: Path | None) -> None:
         """What a smoke projects, what a full run exports, and the measures that close the contract."""
-        if self.progress.seconds > 0 and self.progress.step:
-            self.recorder.emit(Measure(name="steps_per_second", value=self.progress.step / self.progress.seconds))
+        if self.totals.train_seconds > 0:
+            self.recorder.emit(Measure(name="steps_per_second", value=self.totals.step / self.totals.train_seconds))
         if self.smoke:
             self._enter("projection")
             steps = self.config.smoke.project_to
@@ -288,7 +327,7 @@ class Trainer:
             exported = export(
                 student.model,
                 self.run_dir,
-                provenance=self._provenance(),
+                provenance=provenance(self.config, self.run_dir.name, self.totals, self.recorder.verdicts),
                 initial=self.initial,
                 tokenizer_dir=tokenizer_dir,
                 poll=self._poll,
@@ -299,32 +338,8 @@ class Trainer:
                 self.recorder.log(f"model written and verified by a fresh process: {exported.path.name}")
             else:
                 self.recorder.log(f"the export is not the trained model: {'; '.join(exported.problems)}", "error")
-        files = sum(1 for _ in self.run_dir.rglob("*.safetensors"))
+        files = sum(CHECKPOINTS not in path.parts for path in self.run_dir.rglob("*.safetensors"))
         self.recorder.emit(Measure(name="model_files", value=float(files)))
-
-    def _provenance(self) -> Provenance:
-        """What the model card says of this run."""
-        config, p = self.config, self.progress
-        first, last = self.evals[0].loss, self.evals[-1].loss
-        return Provenance(
-            run=self.run_dir.name,
-            teacher=config.teacher.path if config.teacher else None,
-            student=config.student.path or config.student.from_ or "",
-            data=config.data.paths,
-            config=fingerprint(config),
-            steps=p.step,
-            tokens=p.tokens,
-            temperature=config.distill.temperature,
-            alpha=config.distill.alpha,
-            losses={
-                "train, first step": p.initial_loss,
-                "train, last step": p.final_loss,
-                "held-out, before": first,
-                "held-out, after": last,
-            },
-            verdicts=[(v.id, v.verdict, v.observed) for v in self.recorder.verdicts if v.verdict != "PENDING"],
-            versions={name: metadata.version(name) for name in ("torch", "transformers")},
-        )
 
     def _enter(self, phase: str, detail: str = "") -> None:
         self._poll()
@@ -338,64 +353,14 @@ class Trainer:
             raise _Ended("STOPPED", f"{self.stop.signal} in phase {self.recorder.phase}", ExitCode.INTERRUPTED)
         fatal = self.recorder.fatal
         if fatal is not None:
-            raise _Ended("FAILED", _against([fatal]), ExitCode.FAILED)
+            raise _Ended("FAILED", against([fatal]), ExitCode.FAILED)
 
     def _end(self, status: str, reason: str, code: ExitCode) -> End:
-        p = self.progress
-        summary = {f"phase_{k}_seconds": v for k, v in self.recorder.phase_seconds.items() if k}
-        summary["peak_rss_bytes"] = float(peak_rss_bytes())
-        on_device = device_peak_bytes(self.placement.device)
-        if on_device is not None:
-            summary["peak_device_bytes"] = float(on_device)
-        if p.step:
-            seconds = p.seconds or time.monotonic() - p.started
-            summary |= {
-                "train_seconds": seconds,
-                "initial_loss": p.initial_loss,
-                "final_loss": p.final_loss,
-                "steps_per_second": p.step / seconds,
-                "tokens_per_second": p.tokens / seconds,
-            }
-        if self.evals:
-            summary |= {"heldout_initial": self.evals[0].loss, "heldout_final": self.evals[-1].loss}
         return End(
             status=status,
             reason=reason,
             exit_code=code,
-            steps=p.step,
+            steps=self.totals.step,
             seconds=time.monotonic() - self.started,
-            summary=summary,
+            summary=summary(self.totals, self.recorder.phase_seconds, device_peak_bytes(self.placement.device)),
         )
-
-
-def _against(verdicts: list[Verdict]) -> str:
-    """Why a run failed: each verdict that stands against it, as what does not hold."""
-    return "; ".join(
-        f"{v.id} is FAIL: not so that {v.claim} (expected {v.expected}, observed {v.observed})" for v in verdicts
-    )
-
-
-def run_event(config: RunConfig, placement: Placement, contract_digest: str) -> Run:
-    """What is about to run, on what."""
-    smoke = config.mode == "smoke"
-    return Run(
-        attempt=1,
-        mode=config.mode,
-        config=fingerprint(config),
-        gate=gate_fingerprint(config),
-        contract=contract_digest,
-        teacher=config.teacher.path if config.teacher else None,
-        student=config.student.path or config.student.from_ or "",
-        host=platform.node(),
-        device=str(placement.device),
-        device_name=placement.name,
-        precision=placement.precision,
-        versions={name: metadata.version(name) for name in ("torch", "transformers", "safetensors", "tokenizers")}
-        | {"python": platform.python_version()},
-        target_steps=config.train.steps,
-        max_steps=config.smoke.max_steps if smoke else None,
-        budget_seconds=config.smoke.budget_seconds if smoke else None,
-        temperature=config.distill.temperature,
-        alpha=config.distill.alpha,
-        tokens_per_step=config.train.batch * config.train.sequence,
-    )

@@ -22,7 +22,7 @@ class Windows:
     """
 
     def __init__(self, arrays: Sequence[Tokens], sequence: int) -> None:
-        self._arrays, self.sequence = arrays, sequence
+        self.arrays, self.sequence = arrays, sequence
         self._ends = list(accumulate(max(0, (len(a) - 1) // sequence) for a in arrays))
 
     def __len__(self) -> int:
@@ -34,7 +34,7 @@ class Windows:
             raise IndexError(index)
         which = bisect_right(self._ends, index)
         start = (index - (self._ends[which - 1] if which else 0)) * self.sequence
-        return np.asarray(self._arrays[which][start : start + self.sequence + 1], dtype=np.int64)
+        return np.asarray(self.arrays[which][start : start + self.sequence + 1], dtype=np.int64)
 
     def stack(self, indices: Sequence[int]) -> Batch:
         """These windows as one array, shape [len(indices), sequence + 1]."""

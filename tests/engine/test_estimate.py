@@ -176,9 +176,11 @@ def test_every_pool_that_is_too_small_is_named_and_an_unknown_one_is_not(model_z
 
 
 def test_disk_grows_with_the_checkpoints_that_are_kept(model_zoo: ModelZoo) -> None:
-    two, five = rows(estimated(model_zoo.qwen2)), rows(estimated(model_zoo.qwen2, keep_last=5))
+    two, five = rows(estimated(model_zoo.qwen2)), rows(estimated(model_zoo.qwen2, "checkpoint.keep_last=5"))
     none = rows(estimated(model_zoo.qwen2, "checkpoint.every_steps=0"))
-    short = rows(estimated(model_zoo.qwen2, "train.steps=6000", "checkpoint.every_steps=5000", keep_last=5))
+    short = rows(
+        estimated(model_zoo.qwen2, "train.steps=6000", "checkpoint.every_steps=5000", "checkpoint.keep_last=5")
+    )
     assert none["checkpoints"].bytes < short["checkpoints"].bytes < two["checkpoints"].bytes < five["checkpoints"].bytes
 
 
