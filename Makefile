@@ -5,13 +5,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CONSTRAINTS := --constraint constraints.txt
 
-.PHONY: smoke test check lint types contracts bench clean
+.PHONY: smoke test soak check lint types contracts bench clean
 
 smoke: $(VENV)/installed
 	$(BIN)/kdconsole --headless smoke
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/installed-test
+	mkdir -p build/soak && rm -rf build/soak/* && mkdir build/soak/kills
+	$(BIN)/python tests/faults/checkpoint_kills.py random build/soak/kills 200 1
+	KDCONSOLE_TEST_KILLS=20 $(BIN)/python -m pytest tests/faults/test_resume.py --timeout 900
 
 check: lint types contracts
 
@@ -28,6 +33,8 @@ contracts: $(VENV)/installed-test
 bench: $(VENV)/installed
 	$(BIN)/python bench/kd_loss.py
 	$(BIN)/python bench/projection.py
+	$(BIN)/python bench/checkpoint.py
+	$(BIN)/python bench/wait_policy.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

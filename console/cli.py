@@ -195,6 +195,36 @@ def stop(run: str, grace: float, kill: bool, evidence: Path) -> None:
         sys.exit(ExitCode.TIMEOUT)
 
 
+@cli.command()
+@click.argument("run")
+@click.option("--step", type=click.IntRange(min=1), metavar="N", help="The checkpoint of this step.")
+@click.option("--best", is_flag=True, help="The checkpoint with the lowest held-out loss.")
+@_evidence_option
+def export(run: str, step: int | None, best: bool, evidence: Path) -> None:
+    """Write the model of a run's checkpoint, the newest by default, and prove it in a fresh process.
+
+    RUN is an id, its beginning, or a directory; the model comes to stand in its model/.
+    """
+    import asyncio
+
+    from dispatch import runs
+    from dispatch.transport import LocalTransport
+
+    if step is not None and best:
+        raise click.UsageError("give either --step or --best")
+    target = runs.resolve_run(evidence, run)
+    which = [str(step)] if step is not None else ["best"] if best else []
+    command = [sys.executable, "-P", "-m", "engine.export_run", os.path.abspath(target.path), *which]
+    done = asyncio.run(LocalTransport().run(command, timeout=3_600.0))
+    click.echo(done.stderr.decode(errors="replace"), err=True, nl=False)
+    if done.rc in (ExitCode.OK, ExitCode.FAILED) and done.stdout:
+        told = json.loads(done.stdout.splitlines()[-1])
+        click.echo(f"step {told['step']:,}: {'verified' if told['ok'] else 'NOT the trained model'}: {told['path']}")
+        for problem in told["problems"]:
+            click.echo(f"  {problem}")
+    sys.exit(done.rc)
+
+
 @cli.command("runs")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @_evidence_option

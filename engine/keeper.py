@@ -97,7 +97,7 @@ class Keeper:
         for name, digest in self._digests.items():
             if name in then and then[name] != digest and name not in allowed:
                 raise RunError(
-                    f"resume: {_WHAT.get(name, name)} is not what the run began with",
+                    f"resume: {_WHAT.get(name, name)}: changed since the run began",
                     expected=f"{name} {then[name][:12]}…, found {digest[:12]}…",
                     do=f"put it back, or say --allow-changed {name}",
                 )
