@@ -45,7 +45,7 @@ def final_weights(run: RunFiles) -> str:
 def trainer_of(run: RunFiles, attempt: int) -> int | None:
     """Pid of the engine of an attempt, once the supervisor recorded it."""
     lines = (run.path / "supervisor.jsonl").read_text().splitlines()
-    started = [json.loads(line) for line in lines if '"started"' in line]
+    started = [entry for line in lines if (entry := json.loads(line))["event"] == "started"]
     return int(started[attempt - 1]["trainer"]["pid"]) if len(started) >= attempt else None
 
 
