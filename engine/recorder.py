@@ -93,6 +93,8 @@ class Recorder:
 
     def _replay(self, path: Path) -> None:
         """Judges what earlier attempts left in the stream, so that this one goes on where they stopped."""
+        if not path.is_file():  # a device or a pipe has no past
+            return
         stated: dict[str, str] = {}
         runs = 0
         with path.open("rb") as file:

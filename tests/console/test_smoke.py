@@ -330,7 +330,7 @@ def test_train_runs_to_its_last_step_and_writes_a_model_that_transformers_loads(
 
 
 def test_train_leaves_the_same_evidence_as_a_smoke_and_the_model_beside_it(train: Outcome) -> None:
-    assert {path.name for path in train.run.path.iterdir() if path.name != ".lock"} == FILES | {"model"}
+    assert {path.name for path in train.run.path.iterdir() if path.name != ".lock"} == FILES | {"model", "checkpoints"}
 
 
 def test_runs_lists_what_there_is(good: Outcome, desk: Desk) -> None:

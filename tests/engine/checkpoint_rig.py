@@ -17,10 +17,10 @@ import torch
 from engine.checkpoint import Best, Kind, OrderState, State, find_latest
 from engine.checkpoint_writer import INITIAL_WEIGHTS, Checkpoints
 from engine.config import Data, Train
-from engine.data import Order, Windows
 from engine.optimizer import adamw, learning_rate
 from engine.snapshot import Snapshot, capture_random_state, load
 from engine.stream import Checkpoint, CheckpointFailed, Event
+from engine.windows import Order, Windows
 
 RUN = "11111111-2222-3333-4444-555555555555"
 CPU = torch.device("cpu")

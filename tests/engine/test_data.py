@@ -379,7 +379,7 @@ class TestShards:
         assert made.train[0].tolist() == list(range(9))
         assert made.heldout[0].tolist() == list(range(400, 409))
         assert made.heldout[12].tolist() == list(range(450, 459))
-        assert isinstance(made.train._arrays[0], np.memmap)
+        assert isinstance(made.train.arrays[0], np.memmap)
 
     def test_a_shard_can_be_named_itself(self, tmp_path: Path) -> None:
         made = corpus(shard(tmp_path / "a.bin", range(100)), None, rows=100, heldout_fraction=0.2)

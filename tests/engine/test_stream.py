@@ -49,6 +49,7 @@ SURFACE = {  # by what the type's name holds, the longest first
     "str": PLAIN,
     "int": INTEGER,
     "float": st.floats(),
+    "bool": st.booleans(),
 }
 
 
@@ -112,6 +113,7 @@ def test_every_event_is_read_as_it_was_written(event: Event) -> None:
 def test_every_event_type_is_tried() -> None:
     assert {kind.__name__.lower() for kind in EVENT_TYPES} == {
         "run", "phase", "heartbeat", "measure", "step", "eval", "projection", "verdict", "log", "end",
+        "checkpoint", "checkpointfailed",
     }  # fmt: skip
 
 
