@@ -19,7 +19,7 @@ from console.narration import Narrator
 from console.report import table
 from dispatch.runs import resolve_run
 
-WIDTH = 118
+WIDTH = 132
 # Rich's own template, without its web fonts: a picture in a repository should fetch nothing.
 TEMPLATE = """\
 <svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">

@@ -155,8 +155,8 @@ def _decision(result: Result) -> Text:
     binding = [v for v in result.state.judged if v.severity != "warn"]
     passed = sum(v.verdict == "PASS" for v in binding)
     text = Text("\n")
-    text.append(f"{'✔' if good else '✘'} {result.decision}", style=style)
-    text.append(f"  {clean(result.reason)}")
+    text.append(f"{'✔' if good else '✘'} {result.decision}  ", style=style)
+    text.append(clean(result.reason))
     if binding and result.exit_code != ExitCode.USAGE:
         text.append(f"; {passed} of {len(binding)} binding verdicts PASS")
     against = [v for v in binding if v.verdict == "FAIL" or (v.verdict != "PASS" and result.status == "COMPLETED")]
