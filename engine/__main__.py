@@ -33,8 +33,8 @@ def main(argv: list[str]) -> int:
     if len(argv) != 1 or not Path(argv[0]).is_absolute():
         print("usage: python -P -m engine RUN_DIR   (an absolute path)", file=sys.stderr)
         return ExitCode.USAGE
-    # Spinning threads make a machine that does anything else at the same time ten times slower; sleeping ones cost
-    # nothing measurable on an idle one. Read once, when torch is imported.
+    # Threads that spin at a barrier make steps much slower beside another busy process; threads that sleep make the
+    # steps of a tiny model slower on an idle machine (bench/wait_policy.py). Read once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stop = StopRequest()
     for number in (signal.SIGINT, signal.SIGTERM):
