@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from importlib import metadata
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from console.config_command import config_group
-from console.room import room_command
 from engine.errors import ExitCode, KdError
 
 if TYPE_CHECKING:
@@ -30,28 +28,58 @@ Exit codes:
   130  interrupted
 """
 
+ELSEWHERE = {
+    "config": "console.config_command:config_group",
+    "room": "console.room:room_command",
+    "screenshot": "console.screenshot:screenshot_command",
+}
+"""Commands in modules of their own, which are imported when they are called for."""
 
-@click.group(epilog=EXIT_CODES, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+
+class Commands(click.Group):
+    """The commands of this module, and those that stand elsewhere."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """See click."""
+        return sorted({*super().list_commands(context), *ELSEWHERE})
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """See click."""
+        if name not in ELSEWHERE:
+            return super().get_command(context, name)
+        module, _, attribute = ELSEWHERE[name].partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(
+    cls=Commands,
+    epilog=EXIT_CODES,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option("--headless", is_flag=True, help="Run without a screen; for smoke, train and attach.")
+@click.option("--readonly", is_flag=True, help="The screen starts, stops and writes nothing.")
+@click.option("--evidence", metavar="DIR", type=click.Path(path_type=Path), help="Whose runs the screen lists.")
 @click.option("--debug", is_flag=True, envvar="KDCONSOLE_DEBUG", help="Show tracebacks.")
-@click.version_option(metadata.version("kdconsole"), "-V", "--version", prog_name="kdconsole")
+@click.version_option(None, "-V", "--version", package_name="kdconsole", prog_name="kdconsole")
 @click.pass_context
-def cli(context: click.Context, headless: bool, debug: bool) -> None:
-    """Operator console for knowledge-distillation runs.
+def cli(context: click.Context, headless: bool, readonly: bool, evidence: Path | None, debug: bool) -> None:
+    """Operator console for knowledge-distillation runs. Without a command it opens the dashboard.
 
     \b
     Start here:
+      kdconsole                             the dashboard of all runs
       kdconsole --headless smoke            60 s on the built-in models
       kdconsole --headless smoke CONFIG     on your teacher, student and data
       kdconsole config init > config.yaml   a configuration to start from
     """
-    context.obj = {"headless": headless, "debug": debug}
+    context.obj = {"headless": headless, "readonly": readonly, "debug": debug}
     if context.invoked_subcommand is None:
-        click.echo(context.get_help())
-
-
-cli.add_command(config_group)
-cli.add_command(room_command)
+        if headless:
+            raise click.UsageError("--headless needs a command: smoke, train or attach")
+        _open_screen(context, evidence or Path(os.environ.get("KDCONSOLE_EVIDENCE") or "evidence"))
 
 
 def _evidence_option(command: Any) -> Any:
@@ -146,17 +174,20 @@ def train(
     """
     if (config is None) == (resume is None):
         raise click.UsageError("give either CONFIG or --resume RUN")
+    _need_terminal(context)
     if resume is None:
         _start(context, config, "train", {}, **options)
         return
     from console import headless
     from dispatch.runs import resolve_run
 
-    _require_headless(context, "train")
     ignored = [name for name in ("teacher", "student", "data", "sets", "contract", "name", "force") if options[name]]
     if ignored:
         raise click.UsageError(f"--resume takes the run's own configuration; leave out --{ignored[0]}")
     run_dir = resolve_run(options["evidence"], resume)
+    if not context.obj["headless"]:
+        _open_screen(context, options["evidence"], run=run_dir.path, resume=allow_changed)
+        return
     _finish(headless.resume(run_dir, allow_changed, _narrator(options["quiet"])), options["as_json"])
 
 
@@ -168,11 +199,15 @@ def train(
 @click.pass_context
 def attach(context: click.Context, run: str, as_json: bool, quiet: bool, evidence: Path) -> None:
     """Follow a run that is going on, or report on one that has ended. RUN is an id, its beginning, or a directory."""
+    _need_terminal(context)
     from console import headless
     from dispatch.runs import resolve_run
 
-    _require_headless(context, "attach")
-    _finish(headless.attach(resolve_run(evidence, run), _narrator(quiet)), as_json)
+    target = resolve_run(evidence, run)
+    if not context.obj["headless"]:
+        _open_screen(context, evidence, run=target.path)
+        return
+    _finish(headless.attach(target, _narrator(quiet)), as_json)
 
 
 @cli.command()
@@ -272,11 +307,12 @@ def _start(
     as_json: bool,
 ) -> None:
     """Reads the configuration, makes the run, reports."""
+    _need_terminal(context)
     from console import headless
+    from console.launch import Job
     from engine.config import load_config
     from engine.yaml_io import parse_value
 
-    _require_headless(context, mode)
     try:
         texts = {"teacher": teacher, "student": student, "data.path": data, "contract": contract}
         # A flag's text is read as YAML reads it, so that `--budget ten` is told apart from a number like anywhere else.
@@ -293,7 +329,11 @@ def _start(
             overrides={"mode": mode, **texts, **numbers},
         )
         overrides = _require_room(config, evidence, force, quiet)
-        result = headless.run(headless.Job(config, evidence, name, tuple(overrides)), _narrator(quiet))
+        job = Job(config, evidence, name, tuple(overrides))
+        if not context.obj["headless"]:
+            _open_screen(context, evidence, job=job)
+            return
+        result = headless.run(job, _narrator(quiet))
     except KdError as error:
         if as_json:
             failed = {"schema": "kdconsole.error/1", "error": str(error), "exit_code": int(error.exit_code)}
@@ -311,9 +351,22 @@ def _require_room(config: RunConfig, evidence: Path, force: bool, quiet: bool) -
     return require_room(config, evidence, force=force, show=lambda table: None if quiet else console.print(table))
 
 
-def _require_headless(context: click.Context, command: str) -> None:
-    if not context.obj["headless"]:
-        raise click.UsageError(f"{command} has no screen in this version; use: kdconsole --headless {command} …")
+def _open_screen(context: click.Context, evidence: Path, **first: Any) -> None:
+    """Opens the app, which needs a terminal; everything it needs is imported here and not before."""
+    _need_terminal(context)
+    from console.interactive import open_app
+
+    left = open_app(evidence, readonly=context.obj["readonly"], **first)
+    if left:
+        click.echo(left)
+
+
+def _need_terminal(context: click.Context) -> None:
+    """Refuses a command that would open the screen where there is none, before anything else is looked at."""
+    if context.obj["headless"] or (sys.stdin.isatty() and sys.stdout.isatty()):
+        return
+    command = context.info_name if context.parent else "COMMAND"
+    raise click.UsageError(f"the dashboard needs a terminal; without one: kdconsole --headless {command} …")
 
 
 def _narrator(quiet: bool) -> Any:

@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from engine.contract import (
-    HEADER_FIELDS,
     LIMITS,
+    METRICS,
     AllAtMost,
     Contract,
     ExactSteps,
@@ -79,12 +79,16 @@ class Judge:
         self._contract = contract
         self._states: list[_State] = []
         self._takers: dict[str, list[_State]] = {}
+        self._watchers: list[_State] = []
         self._run: Run | None = None
         self._clock = _Clock()
         self._phase = ""
         self._phase_budget: float | None = None
         self._step, self._steps_seen, self._step_seconds, self._longest_wait = 0, 0, 0.0, 0.0
         self._finals: dict[str, float] = {}
+        self._fields = _fields(contract)
+        self._changed: dict[str, str] = {}
+        """Of each falsifier that the present event touched: the verdict before it."""
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -97,22 +101,32 @@ class Judge:
             return []
         if isinstance(event, Run):
             self._begin(event)
-        before = [state.verdict for state in self._states]
+        self._changed.clear()
         self._clock.advance(event.t)
         # Before the event ends the wait: where no heartbeat came in between, it alone shows how long that was.
-        for state in self._states:
-            if isinstance(state.falsifier, NoStall) and state.verdict == PENDING:
+        for state in self._watchers:
+            if state.verdict == PENDING and isinstance(state.falsifier, NoStall):
                 self._watch(state, state.falsifier)
         self._advance(event)
-        for name, value in _metrics(event):
-            self._finals[name] = value
-            for state in self._takers.get(name, ()):
-                self._take(state, value)
+        if isinstance(event, Measure):
+            self._note(f"measure.{event.name}", event.value)
+        else:
+            for field, name in self._fields.get(type(event), ()):
+                value = getattr(event, field)
+                if value is not None:
+                    self._note(name, float(value))
         if isinstance(event, Phase) and event.name == JUDGE_PHASE:
             for state in self._states:
                 if state.verdict == PENDING:
                     self._close(state, event.detail)
-        return [self._as_event(s) for s, was in zip(self._states, before, strict=True) if s.verdict != was]
+        if not self._changed:
+            return []
+        return [self._as_event(s) for s in self._states if s.verdict != self._changed.get(s.falsifier.id, s.verdict)]
+
+    def _note(self, name: str, value: float) -> None:
+        self._finals[name] = value
+        for state in self._takers.get(name, ()):
+            self._take(state, value)
 
     def _begin(self, run: Run) -> None:
         if self._run is not None:  # a later attempt of the same run goes on with what was seen
@@ -129,6 +143,8 @@ class Judge:
             self._states.append(state)
             if isinstance(falsifier, Threshold | Trend | Finite):
                 takers[falsifier.metric].append(state)
+            elif isinstance(falsifier, NoStall):
+                self._watchers.append(state)
         self._takers = dict(takers)
 
     def _advance(self, event: Event) -> None:
@@ -234,6 +250,8 @@ class Judge:
         self._set(state, PASS if holds[name] else FAIL, shown)
 
     def _set(self, state: _State, verdict: str, observed: str) -> None:
+        if verdict != state.verdict:
+            self._changed.setdefault(state.falsifier.id, state.verdict)
         state.verdict, state.observed, state.step = verdict, observed, self._step
 
     def _precision(self) -> str:
@@ -277,15 +295,22 @@ class Judge:
         )
 
 
-def _metrics(event: Event) -> Iterable[tuple[str, float]]:
-    if isinstance(event, Measure):
-        yield f"measure.{event.name}", event.value
-    elif isinstance(event, Step | Eval | Projection):
-        kind = type(event).__name__.lower()
-        for name in type(event).__struct_fields__:
-            value = getattr(event, name)
-            if name not in HEADER_FIELDS and isinstance(value, int | float):
-                yield f"{kind}.{name}", float(value)
+def _fields(contract: Contract) -> dict[type[Event], tuple[tuple[str, str], ...]]:
+    """Of each kind of event the fields that the contract looks at, each with the metric's name."""
+    wanted = {name for falsifier in contract.falsifiers for name in _metrics(falsifier)}
+    kinds: tuple[tuple[str, type[Event]], ...] = (("step", Step), ("eval", Eval), ("projection", Projection))
+    return {
+        kind: tuple((name.removeprefix(f"{tag}."), name) for name in METRICS if name in wanted and name.startswith(tag))
+        for tag, kind in kinds
+    }
+
+
+def _metrics(falsifier: Kind) -> Iterable[str]:
+    if isinstance(falsifier, Threshold | Trend | Finite):
+        return (falsifier.metric,)
+    if isinstance(falsifier, Present):
+        return falsifier.metrics
+    return falsifier.limits if isinstance(falsifier, AllAtMost) else ()
 
 
 def _keep_extreme(values: list[float], value: float, over: str) -> None:

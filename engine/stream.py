@@ -83,6 +83,26 @@ class Heartbeat(Event, frozen=True, kw_only=True):
     device_total_bytes: Integer | None = None
 
 
+class Vitals(Event, frozen=True, kw_only=True):
+    """How the machine fares; None where it gives no figure.
+
+    `cpu_percent` is that of the whole host, all cores together 100. With `unified_memory` the device has no memory of
+    its own, and the host's figures are both.
+    """
+
+    cpu_percent: float | None = None
+    host_total_bytes: Integer | None = None
+    host_free_bytes: Integer | None = None
+    disk_free_bytes: Integer | None = None
+    disk_total_bytes: Integer | None = None
+    gpu_percent: float | None = None
+    gpu_memory_used_bytes: Integer | None = None
+    gpu_memory_total_bytes: Integer | None = None
+    gpu_temperature_c: float | None = None
+    gpu_power_watts: float | None = None
+    unified_memory: bool = False
+
+
 class Measure(Event, frozen=True, kw_only=True):
     """One number that a falsifier is judged on, such as a self-check's error."""
 
@@ -189,7 +209,7 @@ class End(Event, frozen=True, kw_only=True):
 
 
 EVENT_TYPES: tuple[type[Event], ...] = (
-    Run, Phase, Heartbeat, Measure, Step, Eval, Checkpoint, CheckpointFailed, Projection, Verdict, Log, End
+    Run, Phase, Heartbeat, Vitals, Measure, Step, Eval, Checkpoint, CheckpointFailed, Projection, Verdict, Log, End
 )  # fmt: skip
 _BY_TAG: dict[str, type[Event]] = {str(cls.__struct_config__.tag): cls for cls in EVENT_TYPES}
 _FLOAT_FIELDS: dict[str, frozenset[str]] = {
@@ -197,7 +217,19 @@ _FLOAT_FIELDS: dict[str, frozenset[str]] = {
     for tag, cls in _BY_TAG.items()
 }
 _decoder = msgspec.json.Decoder(
-    Run | Phase | Heartbeat | Measure | Step | Eval | Checkpoint | CheckpointFailed | Projection | Verdict | Log | End
+    Run
+    | Phase
+    | Heartbeat
+    | Vitals
+    | Measure
+    | Step
+    | Eval
+    | Checkpoint
+    | CheckpointFailed
+    | Projection
+    | Verdict
+    | Log
+    | End
 )
 _encoder = msgspec.json.Encoder()
 

@@ -45,10 +45,17 @@ def test_version_is_the_one_of_the_package(desk: Desk) -> None:
     assert metadata.version("kdconsole") in outcome.out
 
 
-def test_no_command_at_all_prints_the_help(desk: Desk) -> None:
-    outcome = desk.call()
-    assert outcome.rc == 0
-    assert "kdconsole --headless smoke" in outcome.out
+@pytest.mark.parametrize("arguments", [[], ["--readonly"], ["--evidence", "nowhere"]])
+def test_the_dashboard_without_a_terminal_says_what_to_do(desk: Desk, arguments: list[str]) -> None:
+    outcome = desk.call(*arguments)
+    assert outcome.rc == 2
+    assert "the dashboard needs a terminal; without one: kdconsole --headless COMMAND" in outcome.err
+
+
+def test_headless_needs_a_command(desk: Desk) -> None:
+    outcome = desk.call("--headless")
+    assert outcome.rc == 2
+    assert "smoke, train or attach" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import console
 import dispatch
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
+HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 MODULES = sorted(
     module.name
     for package in (console, dispatch)

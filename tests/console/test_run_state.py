@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from console.run_state import MAX_LOG_LINES, Reducer, RunState
+from console.run_state import MAX_LOG_LINES, MAX_MARKS, Reducer, RunState
 from engine.stream import End, Event, Heartbeat, Log, Phase, Verdict, decode_line, encode
 from tests.streams import (
     EPOCH,
     RUN,
     end_event,
+    eval_event,
     run_event,
     smoke_contract,
     smoke_events,
@@ -139,4 +140,78 @@ def test_only_the_last_lines_of_a_long_log_are_kept() -> None:
     lines = stamped([Log(level="info", message=str(i)) for i in range(MAX_LOG_LINES + 5)])
     kept = reduced(lines).log
     assert len(kept) == MAX_LOG_LINES
-    assert kept[-1].message == str(MAX_LOG_LINES + 4)
+    assert kept[-1].text == f"info: {MAX_LOG_LINES + 4}"
+
+
+def resumed_events() -> list[Event]:
+    """Six steps with an evaluation at each second one; the second attempt begins again after step 3."""
+    first: list[Event] = [run_event(mode="train"), Phase(name="train")]
+    for step in range(1, 7):
+        first.append(step_event(step, 10.0 - step))
+        if step % 2 == 0:
+            first.append(eval_event(step, 10.0 - step))
+    second: list[Event] = [run_event(mode="train", attempt=2), Phase(name="train")]
+    second += [msgspec.structs.replace(step_event(step, 20.0 - step), again=step <= 6) for step in range(4, 9)]
+    return stamped([*first, *second])
+
+
+def test_steps_that_are_run_again_are_shown_once_and_as_they_were_at_last() -> None:
+    state = reduced(resumed_events())
+    assert state.steps.column("step").tolist() == list(range(1, 9))
+    assert state.steps.column("loss").tolist() == [9, 8, 7, 16, 15, 14, 13, 12]
+    assert [e.step for e in state.evals] == [2]
+    assert state.last_step is not None
+    assert state.last_step.step == 8
+
+
+def test_what_a_reader_holds_survives_a_later_attempt() -> None:
+    events, reducer = resumed_events(), Reducer(smoke_contract())
+    early = reducer.feed(events[:11])
+    losses = early.steps.column("loss").tolist()
+    reducer.feed(events[11:])
+    assert early.steps.column("loss").tolist() == losses == [9, 8, 7, 6, 5, 4]
+
+
+def test_the_present_is_the_state_itself() -> None:
+    state = reduced(with_verdicts(smoke_events(12)))
+    assert state.at(state.last_t) is state
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 70))
+def test_an_earlier_moment_is_what_was_known_then(cut: int) -> None:
+    events = with_verdicts(smoke_events(12))
+    whole, then = reduced(events), reduced(events[: cut + 1])
+    past = whole.at(events[min(cut, len(events) - 1)].t)
+    # Events of the same moment belong together; the state then has them all.
+    last = max(i for i, e in enumerate(events) if e.t <= past.last_t)
+    then = reduced(events[: last + 1])
+    assert past.steps == then.steps
+    assert past.evals == then.evals
+    assert past.last_step is None or (then.last_step is not None and past.last_step.loss == then.last_step.loss)
+    assert {v.id: v.verdict for v in past.judged} == {
+        v.id: v.verdict for v in then.judged
+    } or not then.judged  # before the run's first event nothing is known to be judged
+    assert past.stated == then.stated
+    assert [(p.name, p.started) for p in past.phases] == [(p.name, p.started) for p in then.phases]
+    assert past.log == then.log
+    assert past.end == then.end
+
+
+def test_every_change_of_a_verdict_is_kept_with_its_time() -> None:
+    state = reduced(with_verdicts(smoke_events(12)))
+    assert state.history
+    assert all(EPOCH <= v.t <= state.last_t for v in state.history)
+    assert {v.id: v.verdict for v in state.history} == {v.id: v.verdict for v in state.judged if v.verdict != "PENDING"}
+
+
+def test_memory_stays_flat_when_a_stream_says_ever_new_things() -> None:
+    reducer = Reducer(smoke_contract())
+    reducer.feed([run_event(t=EPOCH)])
+    for begin in range(0, 30_000, 1_000):
+        reducer.feed(
+            Verdict(id=f"F-{n}", verdict="PASS", severity="gate", claim="", expected="", observed="", step=0, t=EPOCH)
+            for n in range(begin, begin + 1_000)
+        )
+    assert len(reducer.state.stated) == MAX_MARKS
+    assert len(reducer.state.log) == MAX_LOG_LINES

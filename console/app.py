@@ -1,0 +1,160 @@
+"""The interactive app: it owns the settings and the way between screens; runs belong to their hosts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from textual import work
+from textual.app import App, SystemCommand
+from textual.screen import Screen
+
+from console import launch
+from console.actions import ACTIONS, bindings
+from console.palette_commands import ActionCommands
+from console.screens.confirm import ConfirmScreen
+from console.screens.home import HomeScreen
+from console.screens.run import RunScreen
+from console.settings import Settings
+from console.themes import THEMES
+from dispatch import runs
+from dispatch.transport import LocalTransport
+from engine.errors import KdError
+
+CHANGING = frozenset(a.name for a in ACTIONS if a.changes)
+
+
+class KdConsoleApp(App[str]):
+    """kdconsole on a terminal.
+
+    Args:
+        evidence: the directories whose runs are listed; new ones are made in the first.
+        settings: the user's own.
+        readonly: forbid every action that starts, stops or writes something.
+        run: a run to show at once.
+        job: a run to start and show at once.
+        resume: with `run`: start another attempt of it; what may differ from its beginning, by name.
+    """
+
+    TITLE = "kdconsole"
+    CSS_PATH = "app.tcss"
+    BINDINGS = bindings("app")
+    COMMANDS = {ActionCommands}
+    ENABLE_COMMAND_PALETTE = True
+
+    def __init__(
+        self,
+        evidence: Sequence[Path],
+        settings: Settings,
+        *,
+        readonly: bool = False,
+        run: Path | None = None,
+        job: launch.Job | None = None,
+        resume: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.evidence, self.settings, self.readonly = tuple(evidence), settings, readonly
+        self._first_run, self._first_job, self._resume = run, job, resume
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = settings.theme
+        self.set_keymap(settings.keymap())
+
+    def on_mount(self) -> None:
+        """Paints the list of runs before anything is read."""
+        self.push_screen(HomeScreen(self.evidence))
+        if self._first_job is not None:
+            self.start_run(self._first_job)
+        elif self._first_run is not None:
+            self.open_run(self._first_run)
+            if self._resume is not None:
+                self.resume_run(runs.open_run(self._first_run), self._resume)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """See Textual. What changes something is not offered under --readonly."""
+        return False if self.readonly and action in CHANGING else super().check_action(action, parameters)
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """See Textual. Everything in the palette comes from the registry of actions."""
+        return ()
+
+    # Ways to screens
+
+    def open_run(self, path: Path) -> None:
+        """Shows a run directory."""
+        try:
+            run_dir = runs.open_run(path)
+        except KdError as error:
+            self.say(str(error), "error")
+            return
+        self.push_screen(RunScreen(run_dir))
+
+    def compare_runs(self, paths: Sequence[Path]) -> None:
+        """Lays runs over each other."""
+        from console.screens.compare import CompareScreen
+
+        self.push_screen(CompareScreen(paths))
+
+    @work(group="launch", exit_on_error=False)
+    async def start_run(self, job: launch.Job) -> None:
+        """Starts a run and shows it; from then on it is its own."""
+        transport = LocalTransport()
+        try:
+            run_dir = await asyncio.to_thread(launch.create, job)
+            self.push_screen(RunScreen(run_dir))
+            await runs.launch(transport, run_dir.path)
+        except KdError as error:
+            self.say(f"not started: {error}", "error")
+
+    @work(group="launch", exit_on_error=False)
+    async def resume_run(self, run_dir: runs.RunDir, allow_changed: Sequence[str]) -> None:
+        """Starts another attempt of a run."""
+        try:
+            await launch.start_again(run_dir, allow_changed, LocalTransport())
+        except KdError as error:
+            self.say(f"not resumed: {error}", "error")
+
+    # Actions
+
+    def action_new_run(self) -> None:
+        """Opens the screen where a run is chosen and started."""
+        from console.screens.new_run import NewRunScreen
+
+        self.push_screen(NewRunScreen())
+
+    def action_help(self) -> None:
+        """Shows what every key does here."""
+        from console.screens.help import HelpScreen
+
+        if not isinstance(self.screen, HelpScreen):
+            self.push_screen(HelpScreen(getattr(self.screen, "where", "app")))
+
+    def action_toggle_dark(self) -> None:
+        """Switches between the dark and the light theme."""
+        self.theme = "kdconsole-dark" if not self.current_theme.dark else "kdconsole-light"
+
+    async def action_leave(self) -> None:
+        """Leaves; the runs that were shown go on, and the terminal says so."""
+        # One that is just being started is started first, so that nobody has to wonder.
+        await self.workers.wait_for_complete([w for w in self.workers if w.group == "launch"])
+        going = sorted({s.run_dir.id for s in self.screen_stack if isinstance(s, RunScreen) and s.going_on})
+        self.exit(_left(going))
+
+    def say(self, text: str, severity: str = "information") -> None:
+        """A message to the operator, shown as text and never as markup."""
+        if severity == "error" and self.settings.bell:
+            self.bell()
+        self.notify(text, severity=severity, markup=False, timeout=15 if severity == "error" else 6)  # type: ignore[arg-type]
+
+    async def ask(self, question: str, consequences: str, yes: str) -> bool:
+        """Asks before something is stopped or removed; to be awaited from a worker."""
+        answer: bool = await self.push_screen_wait(ConfirmScreen(question, consequences, yes))
+        return answer
+
+
+def _left(going: Sequence[str]) -> str:
+    lines = [
+        f"{name} goes on. kdconsole attach {name} shows it again, kdconsole stop {name} stops it" for name in going
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,50 @@
+"""How a run that is over ended: the one judgement that every front end tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from console.run_state import RunState
+from dispatch.manifest import ExitRecord
+from engine.errors import ExitCode
+from engine.falsifiers import exit_code_of
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """`status` is that of the `end` event, or CRASHED or DISPUTED; `reason` is one sentence."""
+
+    status: str
+    reason: str
+    exit_code: ExitCode
+
+
+def conclude(state: RunState, record: ExitRecord | None, interrupted: bool = False) -> Conclusion:
+    """Status, reason and exit code, from the `end` event, the exit record and our own judgement.
+
+    Args:
+        state: everything that the run sent.
+        record: how its process ended; None where nobody saw that.
+        interrupted: we asked it to stop.
+    """
+    end = state.end
+    if end is None:
+        how = "its end was not recorded" if record is None else record.describe()
+        # A second Ctrl-C, or one before the engine could listen, ends it without a word; that is no crash.
+        stopped = interrupted and record is not None and record.signal is not None
+        reason = f"the run ended without an end event in phase {state.phase}: {how}; see launch.log"
+        if stopped:
+            return Conclusion("STOPPED", reason, ExitCode.INTERRUPTED)
+        return Conclusion("CRASHED", reason, ExitCode.UNDECIDED)
+    code = _known(end.exit_code)
+    judged = exit_code_of(state.judged)
+    # The engine's word counts only where our own judgement of the same stream says the same.
+    final = end.status == "COMPLETED" or code == ExitCode.OK
+    if state.disagreements or (final and judged != code):
+        return Conclusion("DISPUTED", "engine and console judge differently", ExitCode.UNDECIDED)
+    return Conclusion(end.status, end.reason, code)
+
+
+def _known(exit_code: int) -> ExitCode:
+    """The code as one of ours; what a foreign writer put there is undecided."""
+    return ExitCode(exit_code) if exit_code in set(ExitCode) else ExitCode.UNDECIDED

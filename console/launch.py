@@ -1,0 +1,147 @@
+"""What comes before a run: everything that can be refused without torch, the directory, the start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dispatch import runs
+from dispatch.supervisor import write_atomic
+from dispatch.transport import Transport
+from engine.config import RunConfig, load_config
+from engine.errors import ConfigError, DataError, ExitCode, RunError
+from engine.falsifiers import builtin_contract, parse_contract
+from engine.formats import inspect_model_dir, resolve_builtin
+from engine.text import clean
+from engine.vocabulary import check_vocabulary
+
+MAX_CONTRACT_BYTES = 1 << 20
+BUILTIN_CORPUS = "builtin:stdlib"
+RESUME = "resume.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to make: what, where, and whether Ctrl-C stops it or lets it go on."""
+
+    config: RunConfig
+    evidence: Path
+    name: str | None = None
+    overrides: tuple[str, ...] = ()
+    """What the operator forced, by name; it stands in the manifest."""
+
+    @property
+    def stops_on_interrupt(self) -> bool:
+        """A smoke is waited for and dies with the wait; a long run is only watched."""
+        return self.config.mode == "smoke"
+
+
+def check(config: RunConfig) -> str:
+    """Everything that can be refused before a process is started; returns the contract's text.
+
+    Raises:
+        ConfigError, ModelError, DataError: what is wrong, in one message.
+    """
+    text = contract_text(config)
+    parse_contract(text, config.contract.path)
+    student_source = config.student.path or config.student.from_ or ""
+    random = config.student.init == "random" or (config.student.init == "auto" and student_source == "builtin:student")
+    student = inspect_model_dir(resolve_builtin(student_source), "student", need_weights=not random)
+    if config.teacher is not None:
+        teacher = inspect_model_dir(resolve_builtin(config.teacher.path), "teacher")
+        check_vocabulary(teacher.vocab_size, student.vocab_size, teacher.tokenizer_dir, student.tokenizer_dir)
+    _check_corpus(config.data.paths)
+    tokenizer = config.data.tokenizer
+    if tokenizer is not None and tokenizer != "builtin" and not (Path(tokenizer) / "tokenizer.json").is_file():
+        shown = clean(tokenizer, 300)
+        raise DataError(
+            f"data.tokenizer: {shown} has no tokenizer.json", expected="a directory that has one, or builtin"
+        )
+    return text
+
+
+def _check_corpus(paths: Sequence[str]) -> None:
+    """What can be told of the corpus without tokenising it; the engine looks again, and at the rest."""
+    for given in paths:
+        path, shown = Path(given), clean(given, 300)
+        if given == BUILTIN_CORPUS or path.is_dir():
+            continue
+        if not path.exists():
+            raise DataError(f"data.path: {shown}: no such file or directory", do="check the path")
+        try:
+            empty = path.is_file() and not _first_byte(path)
+        except OSError as error:
+            raise DataError(
+                f"data.path: {shown}: cannot be read: {error.strerror}", do="check its permissions"
+            ) from None
+        if empty and len(paths) == 1:
+            raise DataError(f"data.path: {shown} is empty", expected="text", do="check the path")
+
+
+def _first_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1)
+
+
+def contract_text(config: RunConfig) -> str:
+    """The YAML of the contract that a configuration names.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if config.contract.path == "builtin":
+        return builtin_contract(config.mode)
+    path = Path(config.contract.path)
+    try:
+        if path.stat().st_size > MAX_CONTRACT_BYTES:
+            raise ConfigError(
+                f"contract {path}: {path.stat().st_size:,} bytes", expected=f"at most {MAX_CONTRACT_BYTES:,}"
+            )
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"contract {path}: {error.strerror}", expected="a YAML file or builtin") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"contract {path}: not UTF-8", expected="a YAML file") from None
+
+
+async def start(job: Job, transport: Transport) -> runs.RunDir:
+    """Makes the directory of a run and starts it, detached; returns once its trainer is on record.
+
+    Raises:
+        KdError: it is refused, or could not be started.
+    """
+    run_dir = create(job)
+    await runs.launch(transport, run_dir.path)
+    return run_dir
+
+
+def create(job: Job) -> runs.RunDir:
+    """The directory of a new run, complete but for the run itself.
+
+    Raises:
+        KdError: the job is refused, or the directory cannot be made.
+    """
+    text = check(job.config)
+    return runs.create_run(
+        job.config, evidence=job.evidence, contract_text=text, name=job.name, overrides=job.overrides
+    )
+
+
+async def start_again(run_dir: runs.RunDir, allow_changed: Sequence[str], transport: Transport) -> None:
+    """Another attempt of a run that ended before its last step, from its newest whole checkpoint.
+
+    Raises:
+        RunError: it is no full run, it still runs, or it is complete.
+    """
+    if run_dir.manifest.mode != "train":
+        raise RunError(f"run {run_dir.id}: a {run_dir.manifest.mode}", expected="a training run")
+    check(load_config(run_dir.path / "config.yaml"))
+    now = await runs.status(transport, run_dir.path)
+    if now.state in ("running", "starting"):
+        raise RunError(f"run {run_dir.id}: {now.state}", do=f"kdconsole --headless attach {run_dir.id}")
+    if now.exit is not None and now.exit.exit_code == ExitCode.OK:
+        raise RunError(f"run {run_dir.id}: complete already", do="start a new run to train further")
+    write_atomic(run_dir.path / RESUME, json.dumps({"allow_changed": list(allow_changed)}).encode())
+    await runs.launch(transport, run_dir.path, again=True)

@@ -1,0 +1,285 @@
+"""What the operator must know of a run before anything else: its state, what is wrong, how old all of it is."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from console.conclusion import conclude
+from console.run_state import RunState
+from console.view import View
+from engine.errors import ExitCode
+from engine.stream import Checkpoint, CheckpointFailed, Verdict
+from engine.text import clean
+
+HEARTBEAT_SECONDS = 5.0
+"""Between two heartbeats of a process that lives."""
+SILENCE_SECONDS = HEARTBEAT_SECONDS + 15.0
+"""Without any line for this long, the process counts as stalled."""
+STEP_SECONDS, STEP_FACTOR = 60.0, 20.0
+"""Without a step for this long, and for this many mean steps, training counts as stalled."""
+RECENT_STEPS = 2_000
+_SET_BACK_SECONDS = 1.0
+"""A stamp that lies further than this in the future was made before its clock was set back."""
+
+ORDER = ("FAIL", "UNKNOWN", "PENDING", "PASS")
+"""Verdicts, the worst first."""
+_SEVERITIES = ("fatal", "gate", "warn")
+EXIT_MEANINGS = {
+    ExitCode.OK: "every fatal and gate verdict is PASS",
+    ExitCode.FAILED: "a fatal or gate verdict is FAIL",
+    ExitCode.USAGE: "wrong usage, configuration, model or data",
+    ExitCode.CONNECTION: "the host could not be reached",
+    ExitCode.TIMEOUT: "a time-out or a stall",
+    ExitCode.UNDECIDED: "crashed, or a verdict is undecided",
+    ExitCode.INTERRUPTED: "stopped by a signal",
+}
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The state of a run as one word of `palette.RUNS`, and what goes with it.
+
+    `alarm` is what has to be said before anything else, in clauses from the most important on; empty while all is well.
+    `reason` and `exit_code` are those of a run that is over.
+    """
+
+    status: str
+    alarm: tuple[str, ...] = ()
+    reason: str = ""
+    exit_code: ExitCode | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more will come of it."""
+        return self.exit_code is not None
+
+
+@dataclass(frozen=True)
+class Ages:
+    """Seconds since something was last heard, each by its own clock; None where it never was, or cannot be told.
+
+    `data` since the last line of any kind, `heartbeat` since the process last said that it lives, `step` since
+    training last went on.
+    """
+
+    data: float | None = None
+    heartbeat: float | None = None
+    step: float | None = None
+
+
+def outlook(view: View) -> Outlook:
+    """The state of the run at the moment of the view.
+
+    An end that was heard of counts first, then whether the host can be asked at all, then the three clocks: a process
+    that fell silent, training that makes no step, a phase that takes longer than it may.
+    """
+    state, link = view.state, view.link
+    if state.end is not None or (link.exit is not None and not view.scrubbed):
+        ended = conclude(state, link.exit)
+        return Outlook(ended.status, reason=ended.reason, exit_code=ended.exit_code)
+    if view.scrubbed:
+        stall = _progress_stall(view)
+        return Outlook("STALLED" if stall else _going(state), stall)
+    if link.problem:
+        return Outlook("UNREACHABLE", _unreachable(view))
+    if link.status in ("lost", "ended"):
+        reason = f"neither an end nor a process was found, last phase {state.phase}; see launch.log"
+        return Outlook("LOST", reason=reason, exit_code=ExitCode.UNDECIDED)
+    if not link.live:
+        return Outlook(_going(state))
+    stall = _silence(view) or _progress_stall(view)
+    return Outlook("STALLED" if stall else _going(state), stall)
+
+
+def _going(state: RunState) -> str:
+    return "STARTING" if state.run is None else "RUNNING"
+
+
+def _unreachable(view: View) -> tuple[str, ...]:
+    heard = ages(view).data
+    known = "never heard of" if heard is None else f"last heard {age(heard)} ago"
+    problem = clean(view.link.problem, 500)
+    if not view.link.live:  # the stream itself is broken, and asking again would not mend it
+        return ("the stream cannot be read", problem, "what runs is unknown")
+    return (f"{clean(view.link.host, 80)} cannot be reached", known, "the run may go on", problem)
+
+
+def _silence(view: View) -> tuple[str, ...]:
+    told = ages(view)
+    if told.data is None or told.data <= SILENCE_SECONDS:
+        return ()
+    step = () if told.step is None else (f"last step {age(told.step)} ago",)
+    return (f"nothing heard for {age(told.data)}", *step, f"phase {view.state.phase}")
+
+
+def _progress_stall(view: View) -> tuple[str, ...]:
+    state, told = view.state, ages(view)
+    beat = () if told.heartbeat is None else (f"heartbeat {age(told.heartbeat)}",)
+    if told.step is not None and state.phase == "train" and told.step > longest_wait(state):
+        return (f"no step for {age(told.step)}", *beat, "phase train")
+    if not state.phases:
+        return ()
+    phase = state.phases[-1]
+    spent = max(phase.seconds, _passed(host_now(view), phase.started) or 0.0)
+    if phase.budget_seconds is not None and spent > phase.budget_seconds:
+        return (f"phase {phase.name} for {age(spent)} of its {age(phase.budget_seconds)}", *beat)
+    return ()
+
+
+def longest_wait(state: RunState) -> float:
+    """Seconds that may pass without a step: a minute, 20 mean steps, or twice what an evaluation and a save took."""
+    seconds = state.steps.column("seconds")[-RECENT_STEPS:]
+    seconds = seconds[np.isfinite(seconds)]
+    with np.errstate(over="ignore"):
+        mean = float(seconds.mean()) if len(seconds) else 0.0
+    saved = next((c.waited_seconds for c in reversed(state.checkpoints) if isinstance(c, Checkpoint)), 0.0)
+    between = 2 * ((state.evals[-1].seconds if state.evals else 0.0) + saved)
+    return max(STEP_SECONDS, STEP_FACTOR * mean, between if math.isfinite(between) else 0.0)
+
+
+def host_now(view: View) -> float:
+    """The time at the run's host in Unix seconds; events' own times are to be held against this one.
+
+    Two machines' clocks differ, so what passed since the last line is measured on our own clock and added to that
+    line's stamp. On this machine both are the same clock, and the silence before we began to listen counts as well.
+    """
+    state, link = view.state, view.link
+    if view.scrubbed or not link.live or not link.heard or not state.events:
+        return view.now
+    extrapolated = state.last_t + max(0.0, view.now - link.heard)
+    return max(extrapolated, view.now) if link.host == "localhost" else extrapolated
+
+
+def ages(view: View) -> Ages:
+    """How old everything is that the view knows."""
+    state, now = view.state, host_now(view)
+    if not state.events:
+        return Ages()
+    data = _passed(now, state.last_t)
+    beat = None if state.heartbeat is None else _passed(now, state.heartbeat.t)
+    # As in the falsifiers: an evaluation between two steps and the beginning of the phase end a wait as well.
+    stamps = [state.last_step.t] if state.last_step else []
+    stamps += [state.evals[-1].t] if state.evals and state.phase == "train" else []
+    stamps += [state.phases[-1].started] if state.phase == "train" else []
+    waits = [wait for wait in (_passed(now, t) for t in stamps) if wait is not None]
+    return Ages(data, beat, min(waits, default=None))
+
+
+def _passed(now: float, t: float) -> float | None:
+    """Seconds from `t` to `now`; None where a clock was set back since, or a stamp is no time."""
+    passed = now - t
+    return max(0.0, passed) if -_SET_BACK_SECONDS <= passed < math.inf else None
+
+
+def disagreements(view: View) -> list[str]:
+    """Where engine and console judge differently, without what a batch that ended between two lines makes it seem.
+
+    The engine states a verdict right after the event that changed it. While a run goes on, or when the view is cut at
+    a moment, a difference counts once something else was heard after that event.
+    """
+    state = view.state
+    told = state.disagreements
+    if not told or (outlook(view).ended and not view.scrubbed):
+        return told
+    if view.scrubbed:
+        fresh = {v.id for v in state.history if v.t > view.now - _SET_BACK_SECONDS}
+        return [line for line in told if line.partition(":")[0] not in fresh]
+    newest = max((v.seq for v in state.history), default=-1)
+    last = (state.heartbeat, state.vitals, state.last_step, *state.evals[-1:], *state.checkpoints[-1:])
+    return told if any(event is not None and event.seq > newest for event in last) else []
+
+
+def verdict_counts(state: RunState) -> list[tuple[str, int]]:
+    """How many verdicts there are of each kind that there is, the worst first."""
+    words = [v.verdict if v.verdict in ORDER else "UNKNOWN" for v in state.judged]
+    return [(word, words.count(word)) for word in ORDER if word in words]
+
+
+def by_urgency(verdicts: tuple[Verdict, ...]) -> list[Verdict]:
+    """FAIL, UNKNOWN, PENDING, PASS; within each in the contract's order."""
+    return sorted(verdicts, key=lambda v: ORDER.index(v.verdict) if v.verdict in ORDER else 1)
+
+
+def worst_verdict(state: RunState) -> Verdict | None:
+    """The verdict to look at first: the worst one, and of those the one that weighs most."""
+    weights = {severity: weight for weight, severity in enumerate(_SEVERITIES)}
+    return min(by_urgency(state.judged), key=lambda v: (_rank(v), weights.get(v.severity, 3)), default=None)
+
+
+def _rank(verdict: Verdict) -> int:
+    return ORDER.index(verdict.verdict) if verdict.verdict in ORDER else 1
+
+
+def fraction_done(view: View) -> float | None:
+    """How much of the run is done, 0 to 1: of its steps, or of a smoke's time if that is further; None if unknown."""
+    state, run = view.state, view.state.run
+    if state.end is not None and state.end.status == "COMPLETED":
+        return 1.0
+    if run is None:
+        return None
+    made = state.last_step.step / run.steps_asked if state.last_step and run.steps_asked > 0 else 0.0
+    spent = 0.0
+    if run.mode == "smoke" and run.budget_seconds:
+        until = state.end.t if state.end else host_now(view)
+        spent = (until - state.first_t) / run.budget_seconds
+    done = max(made, spent)
+    return min(1.0, max(0.0, done)) if math.isfinite(done) else None
+
+
+def last_checkpoint(state: RunState) -> tuple[Checkpoint | None, CheckpointFailed | None]:
+    """The newest checkpoint that stands, and the newest failure if it came after that one."""
+    failed: CheckpointFailed | None = None
+    for mark in reversed(state.checkpoints):
+        if isinstance(mark, Checkpoint):
+            return mark, failed
+        failed = failed or mark
+    return None, failed
+
+
+def checkpoint_phrase(state: RunState) -> str:
+    """Where the run could be taken up again: `ckpt 12,000 verified`; empty for a smoke, which keeps none."""
+    good, failed = last_checkpoint(state)
+    if failed is not None:
+        return f"ckpt {failed.step:,} FAILED" + (f", last good {good.step:,}" if good else ", none before it")
+    if good is not None:
+        return f"ckpt {good.step:,} verified"
+    if state.run is None or state.run.mode != "train":
+        return ""
+    return "no ckpt yet" if state.end is None else "no ckpt"
+
+
+def age(seconds: float) -> str:
+    """How long ago, in as few figures as it takes: `0.9 s`, `34 s`, `4 min`, `3 h 10 min`, `5 d 2 h`."""
+    if not math.isfinite(seconds):
+        return "?"
+    if seconds < 0.95:
+        return f"{max(0.0, seconds):.1f} s"
+    if seconds < 119.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    if minutes < 2_880:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1_440:,} d {minutes % 1_440 // 60} h"
+
+
+def clock(t: float) -> str:
+    """Unix seconds as the local time of day, `13:02:10`."""
+    return _local(t, "%H:%M:%S")
+
+
+def date(t: float) -> str:
+    """Unix seconds as the local date and time, `2026-11-21 10:31`."""
+    return _local(t, "%Y-%m-%d %H:%M")
+
+
+def _local(t: float, form: str) -> str:
+    try:
+        return time.strftime(form, time.localtime(t))
+    except (OverflowError, ValueError, OSError):  # a stream may hold any number
+        return "?"

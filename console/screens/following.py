@@ -1,0 +1,175 @@
+"""A screen that follows one run: it owns what is known of it, and says when something happened."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from textual import on, work
+from textual.message import Message
+from textual.screen import Screen
+
+from console.run_index import find_smoke
+from console.view import View
+from console.watch import Sight, Watcher
+from dispatch import runs
+from dispatch.manifest import SUMS, verify_sums
+from dispatch.transport import LocalTransport, TransportError
+from engine.errors import KdError
+from engine.text import clean
+
+if TYPE_CHECKING:
+    from console.app import KdConsoleApp
+
+_RETRY_SECONDS = (1.0, 30.0)
+"""After the first failure, and at most, until the host is asked again."""
+
+
+@dataclass
+class SightArrived(Message):
+    """More of the run is known; posted by the following worker."""
+
+    sight: Sight
+
+    def can_replace(self, message: Message) -> bool:
+        """A later sight holds everything that an earlier one does."""
+        return isinstance(message, SightArrived)
+
+
+@dataclass
+class Trouble(Message):
+    """The run cannot be followed: for good, or until the host answers again."""
+
+    problem: str
+    for_good: bool
+
+
+@dataclass
+class Learned(Message):
+    """Something about the run from beside its stream."""
+
+    smoke_seconds: tuple[float, float, float] | None = None
+    notes: tuple[str, ...] = ()
+
+
+class FollowingScreen(Screen[None]):
+    """Follows one run. What is known of it is in `latest`; `known` is called when that changed.
+
+    Args:
+        run_dir: the run.
+    """
+
+    app: KdConsoleApp
+
+    def __init__(self, run_dir: runs.RunDir) -> None:
+        super().__init__()
+        self.run_dir = run_dir
+        self.latest = View(manifest=run_dir.manifest)
+        self.transport = LocalTransport()
+        self.loaded = asyncio.Event()
+        """Everything was read that stood there when the screen was opened, or it cannot be read."""
+        self._told: frozenset[str] | None = None
+
+    @property
+    def going_on(self) -> bool:
+        """The run has not ended, as far as is known."""
+        return self.latest.link.live and self.latest.state.end is None
+
+    def known(self) -> None:
+        """Something about the run became known."""
+        raise NotImplementedError
+
+    @work(exclusive=True, group="stream", exit_on_error=False)
+    async def follow_run(self) -> None:
+        """Follows the run to its end, through every loss of the way to it."""
+        try:
+            watcher = await asyncio.to_thread(Watcher, self.run_dir, self.transport)
+        except KdError as error:
+            self.post_message(Trouble(str(error), for_good=True))
+            return
+        wait, longest = _RETRY_SECONDS
+        while True:
+            try:
+                async for sight in watcher.sights():
+                    wait = _RETRY_SECONDS[0]
+                    self.post_message(SightArrived(sight))
+                    await asyncio.sleep(0)
+                return
+            except TransportError as error:
+                self.post_message(Trouble(str(error), for_good=False))
+                await asyncio.sleep(wait * random.uniform(0.5, 1.5))
+                wait = min(longest, 2 * wait)
+            except KdError as error:
+                self.post_message(Trouble(str(error), for_good=True))
+                return
+
+    @on(SightArrived)
+    def absorb(self, message: SightArrived) -> None:
+        """Takes the newest state over."""
+        sight, before = message.sight, self.latest
+        self.latest = replace(before, state=sight.state, link=sight.link)
+        if before.state.run is None and sight.state.run is not None:
+            self.look_up_smoke(sight.state.target_steps or 0)
+        if before.link.live and not sight.link.live:
+            self.close_run()
+        if sight.caught_up:
+            self._tell()
+        self.known()
+        if sight.caught_up:
+            self.loaded.set()
+
+    @on(Trouble)
+    def lose(self, message: Trouble) -> None:
+        """Says that nothing can be read now; what was read stays."""
+        link = replace(self.latest.link, problem=clean(message.problem, 500), live=not message.for_good)
+        self.latest = replace(self.latest, link=link)
+        self.known()
+        if message.for_good:
+            self.loaded.set()
+
+    @on(Learned)
+    def learn(self, message: Learned) -> None:
+        """Takes over what was found beside the stream."""
+        smoke = message.smoke_seconds or self.latest.smoke_seconds
+        self.latest = replace(self.latest, smoke_seconds=smoke, notes=(*self.latest.notes, *message.notes))
+        self.known()
+
+    @work(thread=True, group="smoke", exit_on_error=False)
+    def look_up_smoke(self, steps: int) -> None:
+        """Finds what a smoke of the same configuration promised."""
+        manifest = self.run_dir.manifest
+        if manifest.mode == "smoke":
+            return
+        found = find_smoke(self.app.evidence, manifest.gate_fingerprint, manifest.host.hostname, steps)
+        if found is not None:
+            self.post_message(Learned(smoke_seconds=found))
+
+    @work(thread=True, group="close", exit_on_error=False)
+    def close_run(self) -> None:
+        """Writes the checksums of a run that has just ended; those of an old one are held against its files."""
+        path = self.run_dir.path
+        try:
+            if (path / SUMS).exists():
+                changed = verify_sums(path)
+                if changed:
+                    self.post_message(Learned(notes=tuple(f"since the run ended: {each}" for each in changed)))
+            elif not self.app.readonly and self.latest.link.status == "ended":
+                runs.seal(path)
+        except KdError as error:
+            self.post_message(Learned(notes=(str(error),)))
+
+    def _tell(self) -> None:
+        """Rings and notifies when a verdict fails or the run ends; not for what was so when it was opened."""
+        state = self.latest.state
+        failed = frozenset(v.id for v in state.judged if v.verdict == "FAIL")
+        ended = frozenset(("end",)) if state.end is not None or not self.latest.link.live else frozenset()
+        before, self._told = self._told, failed | ended
+        if before is None or not self.app.settings.notify:
+            return
+        for identifier in sorted(failed - before):
+            self.app.say(f"✘ FAIL {identifier}", "error")
+        if ended - before:
+            how = f"{state.end.status}: {state.end.reason}" if state.end else "it ended without a word"
+            self.app.say(f"{self.run_dir.id}: {how}", "information" if not failed and state.end else "error")

@@ -1,0 +1,320 @@
+"""Choose a configuration, see what it comes to and whether it can run, start it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Protocol, cast
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.screen import Screen
+from textual.widgets import Button, Footer, Input, OptionList, Static
+from textual.worker import Worker, WorkerError
+
+from console.actions import Where, bindings
+from console.launch import Job
+from console.palette import verdict_mark
+from console.prepare import Draft, Prepared, prepare, yaml_files
+from console.prepared_text import prepared_text, shortages, what
+from console.room import OVERRIDE
+from console.screens.confirm import ConfirmScreen
+from console.widgets.flow import Flow
+from console.widgets.mode_switch import ModeSwitch
+from console.widgets.source_list import TYPED, Source, SourceList
+from engine.text import clean
+
+TYPING_SECONDS = 0.25
+"""How long a line rests before what it says is looked at."""
+CURSOR_SECONDS = 0.08
+MAX_NAME = 120
+READONLY = "--readonly: nothing is started from here"
+
+
+class Launcher(Protocol):
+    """What the screen needs of its app."""
+
+    readonly: bool
+    evidence: tuple[Path, ...]
+
+    def start_run(self, job: Job) -> object:
+        """Starts a run and shows it; a worker is waited for."""
+        ...
+
+
+class NewRunScreen(Screen[None]):
+    """Smoke or train: what is chosen on one side, what comes of it on the other.
+
+    Args:
+        draft: what is chosen at first; the smoke of the built-in models.
+    """
+
+    BINDINGS = bindings("new")
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (76, "-wide")]
+    AUTO_FOCUS = "#source"
+    where: ClassVar[Where] = "new"
+
+    CSS_PATH = "new_run.tcss"
+
+    @dataclass
+    class Looked(Message):
+        """A draft was looked at; posted by the worker, handled by `_known`."""
+
+        prepared: Prepared
+
+    @dataclass
+    class Listed(Message):
+        """The files of the working directory were listed; posted by the worker, handled by `_offer`."""
+
+        files: Sequence[Path]
+
+    def __init__(self, draft: Draft | None = None) -> None:
+        super().__init__()
+        self._first = draft or Draft()
+        self._prepared: Prepared | None = None
+        self._looking_at: Draft | None = None
+        self._wanted = self._starting = self._left = False
+
+    @property
+    def _launcher(self) -> Launcher:
+        return cast("Launcher", self.app)
+
+    @property
+    def _evidence(self) -> Path:
+        return self._launcher.evidence[0]
+
+    def compose(self) -> ComposeResult:
+        """See Textual."""
+        first = self._first
+        yield Static(id="title")
+        with VerticalScroll(id="body", can_focus=False):
+            with Vertical(id="form"):
+                yield ModeSwitch(id="mode")
+                yield SourceList(id="source")
+                yield from _line("file", "config.yaml", str(first.file or ""))
+                yield from _line("set", "train.steps=500 train.batch=8", first.sets)
+                yield from _line("name", "what you call the run", max_length=MAX_NAME)
+            with VerticalScroll(id="details"):
+                yield Flow(partial(prepared_text, None), id="text")
+        with Horizontal(id="bar"):
+            yield Static(id="status")
+            yield Button(Content("Start"), variant="primary", id="start", compact=True)
+        yield Footer(compact=True, show_command_palette=False)
+
+    def on_mount(self) -> None:
+        """Takes over the first draft and looks at it."""
+        place = Content.styled(f"  in {clean(str(self._evidence), 300)}", "$text-muted")
+        self.query_one("#title", Static).update(Content.assemble(("New run", "bold"), place))
+        with self.prevent(ModeSwitch.Changed):
+            self.query_one(ModeSwitch).mode = self._first.mode
+        if self._first.template is None:
+            self._sources.choose(TYPED)
+        elif self._first.template != "builtin":
+            self._sources.choose(Source(template=self._first.template))
+        self._list_files()
+        self._look_again()
+
+    def on_screen_resume(self) -> None:
+        """After a run was started from here, what is free and which smoke has passed may have changed."""
+        if self._left:
+            self._left = False
+            self._look_again()
+
+    # What is chosen
+
+    @property
+    def _sources(self) -> SourceList:
+        return self.query_one(SourceList)
+
+    @property
+    def draft(self) -> Draft:
+        """What is chosen now."""
+        source, sets = self._sources.source, self.query_one("#set", Input).value
+        file, typed = source.file, self.query_one("#file", Input).value.strip()
+        if source == TYPED and typed:
+            file = Path(typed)
+        return Draft(self.query_one(ModeSwitch).mode, source.template, file, sets.strip())
+
+    @on(ModeSwitch.Changed)
+    @on(OptionList.OptionHighlighted)
+    def _chosen(self) -> None:
+        self._look(CURSOR_SECONDS)
+
+    @on(Input.Changed, "#file")
+    def _typed(self, changed: Input.Changed) -> None:
+        if changed.value.strip():
+            self._sources.choose(TYPED)
+        self._look(TYPING_SECONDS)
+
+    @on(Input.Changed, "#set")
+    def _set(self) -> None:
+        self._look(TYPING_SECONDS)
+
+    @on(Input.Submitted)
+    def _leave_line(self) -> None:
+        """Enter ends a line; a second one starts what the line made of the run."""
+        self.query_one("#start").focus()
+        self._look(0.0)
+
+    @on(Listed)
+    def _offer(self, message: Listed) -> None:
+        self._sources.offer(message.files)
+        self._look(0.0)
+
+    # What comes of it
+
+    def _look(self, rest: float) -> None:
+        """Has the draft looked at, unless it has been or is being."""
+        if self.draft == self._looking_at:
+            return
+        self._wanted = False
+        self._look_again(rest)
+
+    def _look_again(self, rest: float = 0.0) -> None:
+        self._looking_at, self._prepared = self.draft, None
+        self._prepare(self._looking_at, rest)
+        self._show_status()
+
+    @work(exclusive=True, group="prepare")
+    async def _prepare(self, draft: Draft, rest: float) -> None:
+        await asyncio.sleep(rest)
+        prepared = await asyncio.to_thread(prepare, draft, self._evidence, dict(os.environ))
+        self.post_message(self.Looked(prepared))
+
+    @work(exclusive=True, group="files")
+    async def _list_files(self) -> None:
+        self.post_message(self.Listed(await asyncio.to_thread(yaml_files, Path())))
+
+    @on(Looked)
+    def _known(self, message: Looked) -> None:
+        if message.prepared.draft != self._looking_at:
+            return
+        self._prepared = message.prepared
+        self.query_one("#text", Flow).show(partial(prepared_text, message.prepared))
+        self._show_status()
+        if self._wanted:
+            self._wanted = False
+            self._start(message.prepared)
+
+    def _show_status(self) -> None:
+        glyph, style, text = self._status()
+        self.query_one("#status", Static).update(Content.assemble((f"{glyph} ", style), text))
+        self.query_one("#start", Button).disabled = self._launcher.readonly
+
+    def _status(self) -> tuple[str, str, str]:
+        prepared = self._prepared
+        if self._launcher.readonly:
+            return "?", "$warning", READONLY
+        if self._starting:
+            return "◔", "$primary", "starting…"
+        if prepared is None:
+            return "◔", "$primary", "checking; it starts once that is done" if self._wanted else "checking…"
+        count = len(prepared.refusals)
+        if count:
+            bad = verdict_mark("FAIL")
+            return bad.glyph, bad.style, "1 thing is wrong" if count == 1 else f"{count} things are wrong"
+        if prepared.room is not None and prepared.room.shortages:
+            return "⚠", "$warning", "too little " + ", ".join(shortages(prepared.room)) + "; start asks first"
+        good = verdict_mark("PASS")
+        return good.glyph, good.style, f"ready: {what(prepared)}"
+
+    # The start
+
+    @on(Button.Pressed, "#start")
+    def action_start(self) -> None:
+        """Starts the run; while its checks are under way, as soon as they have passed."""
+        if self._launcher.readonly:
+            self.notify(READONLY, severity="warning", markup=False)
+        elif self._starting:
+            return
+        elif self.draft != self._looking_at:  # typed a moment ago
+            self._look_again()
+            self._wanted = True
+        elif self._prepared is None:
+            self._wanted = True
+        else:
+            self._start(self._prepared)
+        self._show_status()
+
+    def _start(self, prepared: Prepared) -> None:
+        if prepared.config is None or prepared.refusals:
+            self.notify("\n".join(prepared.refusals), title="not started", severity="error", markup=False)
+            self.query_one("#details").scroll_visible(top=True)
+            return
+        short = [] if prepared.room is None else shortages(prepared.room)
+        job = Job(
+            prepared.config, self._evidence, clean(self.query_one("#name", Input).value.strip(), MAX_NAME) or None
+        )
+        if not short:
+            self._launch(job)
+            return
+        forced = replace(job, overrides=(OVERRIDE,))
+        consequences = "\n".join(
+            [*short, "It may be killed for memory, or fail when it saves. Its manifest says that it was forced."]
+        )
+        question = f"Start this {prepared.config.mode} although there is too little room?"
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self._launch(forced)
+
+        self.app.push_screen(ConfirmScreen(question, consequences, "Start all the same"), answered)
+
+    @work(group="start")
+    async def _launch(self, job: Job) -> None:
+        if self._starting:
+            return
+        self._starting = self._left = True
+        self._show_status()
+        try:
+            launching = self._launcher.start_run(job)
+            if isinstance(launching, Worker):
+                await launching.wait()
+        except WorkerError:
+            return  # told by the app
+        finally:
+            self._starting = False
+            if self.is_attached:  # the operator may have left meanwhile
+                self._show_status()
+
+    # The other actions
+
+    def action_mode(self) -> None:
+        """Smoke or train."""
+        self.query_one(ModeSwitch).toggle()
+
+    def action_overrides(self) -> None:
+        """Goes to the line that sets keys."""
+        self.query_one("#set").focus()
+
+    def action_details(self) -> None:
+        """Goes to what is known of the run, to scroll it, and back."""
+        details = self.query_one("#details")
+        target = self._sources if details.has_focus else details
+        target.focus()
+        target.scroll_visible(top=True)
+
+    def action_check_again(self) -> None:
+        """Reads the files again, and looks at memory and disk again."""
+        self._list_files()
+        self._look_again()
+
+    def action_back(self) -> None:
+        """Out of a line that is edited, else out of the screen."""
+        if isinstance(self.focused, Input):
+            self._sources.focus()
+        elif len(self.app.screen_stack) > 1:
+            self.dismiss(None)
+
+
+def _line(name: str, placeholder: str, value: str = "", max_length: int = 0) -> ComposeResult:
+    with Horizontal(classes="line"):
+        yield Static(Content(name), classes="label")
+        yield Input(value, placeholder=placeholder, id=name, max_length=max_length, select_on_focus=False, compact=True)

@@ -1,0 +1,250 @@
+"""The head of the screen: is it alive, is it learning, when does it end, has anything failed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from textual.content import Content
+from textual.geometry import Size
+
+from console.forecast import Forecast, end_text, forecast
+from console.outlook import (
+    EXIT_MEANINGS,
+    SILENCE_SECONDS,
+    Outlook,
+    age,
+    ages,
+    checkpoint_phrase,
+    clock,
+    date,
+    disagreements,
+    fraction_done,
+    last_checkpoint,
+    longest_wait,
+    outlook,
+    verdict_counts,
+)
+from console.palette import run_mark, verdict_mark
+from console.report import duration
+from console.run_state import RunState
+from console.view import View
+from console.widgets.layout import Part, drawn_bar, fit, marked, number, padded
+from console.widgets.pane import Pane
+from engine.text import clean
+
+WIDE = 100
+"""Columns from which on three lines are enough."""
+_BAR_LEAST, _BAR_MOST = 8, 100
+_RECENT_STEPS = 50
+
+
+class HeadLine(Pane, can_focus=False):
+    """Three lines, four where there are fewer than `WIDE` columns."""
+
+    DEFAULT_CSS: ClassVar[str] = """
+    HeadLine {
+        height: auto;
+        border: none;
+        padding: 0 1;
+    }
+    """
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """See Textual."""
+        return 3 if width >= WIDE else 4
+
+    def picture(self, width: int, height: int) -> Sequence[Content]:
+        """See `Pane`."""
+        return head_lines(self.view, width)
+
+
+def head_lines(view: View, width: int) -> list[Content]:
+    """The head in lines of exactly `width` cells: three from `WIDE` cells on, else four."""
+    state, seen = view.state, outlook(view)
+    coming = None if seen.ended else forecast(view)
+    who, where = _who(view), _where(state)
+    standing = [Part.of(9, marked(run_mark(seen.status))), *_position(state)]
+    verdicts = _verdicts(view)
+    clocks = _clocks(view, seen)
+    wide = width >= WIDE
+    gap = 3 if wide else 2
+    alarm = _alarm(view, seen, width)
+    if alarm is not None:
+        first = fit([alarm], [*standing, *(who if wide else [])], width, gap)
+    elif wide:
+        first = fit([Part.of(1, Content.styled("kdconsole", "bold")), *who, *where], standing, width, gap)
+    else:
+        first = fit(standing, who, width, gap)
+    second = _progress(view, seen, coming, width, gap)
+    if wide:
+        return [first, second, fit(verdicts, clocks, width, gap)]
+    checkpoint = [part for part in clocks if part is clocks[-1]]
+    fourth = _exit(seen) if seen.ended else clocks[:-1]
+    return [first, second, fit(verdicts, checkpoint, width, gap), fit(fourth, where, width, gap)]
+
+
+def _who(view: View) -> list[Part]:
+    """What the operator calls the run, and the models."""
+    run, manifest = view.state.run, view.manifest
+    name = "" if manifest is None else clean(manifest.name or manifest.id, 80)
+    parts = [Part.of(2, Content.styled(name, "$text-muted"))]
+    if run is not None:
+        student = _base(run.student)
+        models = f"{student} < {_base(run.teacher)}" if run.teacher else f"{student}, no teacher"
+        parts.append(Part.of(5, Content.styled(models, "bold"), student))
+    return parts
+
+
+def _base(path: str) -> str:
+    """The last part of a model's path."""
+    return path.rstrip("/").rpartition("/")[2] or path
+
+
+def _where(state: RunState) -> list[Part]:
+    if state.run is None:
+        return []
+    return [Part.of(3, f"{state.run.host} · {state.run.device_name}", state.run.host)]
+
+
+def _position(state: RunState) -> list[Part]:
+    """The phase, and how far it came."""
+    run, last = state.run, state.last_step
+    again = f"attempt {run.attempt}" if run is not None and run.attempt > 1 else ""
+    step = ""
+    if last is not None and run is not None:
+        open_ended = run.mode == "smoke" and run.max_steps is None
+        step = f"{last.step:,} steps" if open_ended else f"{last.step:,} / {run.steps_asked:,}"
+    phase = "" if state.end is not None else state.phase
+    return [Part.of(1, again), Part.of(7, f"{phase} {step}".strip(), step, step.replace(" / ", "/"))]
+
+
+def _alarm(view: View, seen: Outlook, width: int) -> Part | None:
+    """What is said before anything else, if there is anything: in the past, stalled, unreachable, ended badly."""
+    if view.scrubbed:
+        step = f" (step {view.state.last_step.step:,})" if view.state.last_step else ""
+        texts = [f" ⏪ as of {clock(view.now)}{about} " for about in (f"{step} · 0 returns to now", " · 0: now")]
+        return Part.of(8, *(Content.styled(text, "bold reverse $accent") for text in texts), least=24)
+    clauses = [seen.reason] if seen.ended and seen.status != "COMPLETED" else list(seen.alarm)
+    if not clauses:
+        return None
+    mark = run_mark(seen.status)
+    stalled = seen.status == "STALLED"
+    texts = [f" {mark.glyph} {' · '.join(clauses[:count])} " for count in range(len(clauses), 0, -1)]
+    # What is wrong stands out as a block, so that it is seen without colour as well.
+    forms = [Content.styled(text, f"reverse {mark.style}") for text in texts[: None if stalled else 1]]
+    # A stall is told in short clauses; a host's message may have any length, and leaves room for the step.
+    return Part.of(8, *forms, least=24) if stalled else Part.of(6, *forms, least=max(24, 6 * width // 10))
+
+
+def _progress(view: View, seen: Outlook, coming: Forecast | None, width: int, gap: int) -> Content:
+    """How much is done, and when the rest will be."""
+    done = fraction_done(view)
+    percent = [] if done is None else [Part.of(9, f"{math.floor(100 * done):3d} %")]
+    parts = [*percent, *(_past(view, seen) if seen.ended else _coming(view, seen, coming)), *_learning(view.state)]
+    spaces = " " * gap
+    told = fit(parts, [], max(0, width - _BAR_LEAST - gap), gap)
+    used = len(told.plain.rstrip())
+    told = told[:used]
+    free = width - told.cell_length - gap
+    if free < _BAR_LEAST:
+        return padded(told, width)
+    length = min(free, _BAR_MOST)
+    style = run_mark(seen.status).style.removeprefix("bold ")
+    return padded(Content.assemble(drawn_bar(done or 0.0, length, style), spaces, told), width)
+
+
+def _past(view: View, seen: Outlook) -> list[Part]:
+    """Of a run that is over: why, how long it took, and what its exit code means."""
+    state = view.state
+    parts = [Part.of(6, seen.reason)] if seen.status == "COMPLETED" else []
+    took = state.end.seconds if state.end else state.last_t - state.first_t
+    parts.append(Part.of(8, f"took {duration(took)}" if state.end else f"after {duration(took)}"))
+    return [*parts, *_exit(seen), Part.of(4, f"ended {date(state.last_t)}")]
+
+
+def _exit(seen: Outlook) -> list[Part]:
+    if seen.exit_code is None:
+        return []
+    code = f"exit {int(seen.exit_code)}"
+    return [Part.of(7, f"{code}: {EXIT_MEANINGS[seen.exit_code]}", code)]
+
+
+def _coming(view: View, seen: Outlook, coming: Forecast | None) -> list[Part]:
+    if coming is None:
+        run = view.state.run
+        before = run is not None and view.state.last_step is None
+        return [Part.of(3, Content.styled("ETA after 10 steps", "$text-muted"))] if before else []
+    p10, p50, p90 = coming.seconds
+    if_only = {"STALLED": " once it goes on", "UNREACHABLE": " if it goes on"}.get(seen.status, "")
+    spread = f"({duration(p10)} to {duration(p90)})" if duration(p10) != duration(p90) else ""
+    eta = f"ETA {duration(p50)}"
+    return [
+        Part.of(8, Content.assemble((eta, "bold"), if_only), Content.styled(eta, "bold")),
+        Part.of(5, spread),
+        Part.of(7, f"ends {end_text(coming.ends[1], view.now)}"),
+    ]
+
+
+def _learning(state: RunState) -> list[Part]:
+    """The first loss and where it stands: the held-out one once there are two of it."""
+    if len(state.evals) > 1:
+        name, first, now = "held-out", state.evals[0].loss, state.evals[-1].loss
+    elif state.first_step is not None and len(state.steps) > 1:
+        recent = state.steps.column("loss")[-_RECENT_STEPS:]
+        name, first, now = "loss", state.first_step.loss, float(np.median(recent))
+    else:
+        return []
+    style = "" if math.isfinite(now) else "bold $error"
+    forms = (f"{name} {number(first)} → {number(now)}", f"{name} {number(now)}")
+    return [Part.of(4, *(Content.styled(form, style) for form in forms))]
+
+
+def _verdicts(view: View) -> list[Part]:
+    """Verdicts counted, the worst first, and whatever else the operator should know of the view."""
+    parts = []
+    for word, count in verdict_counts(view.state):
+        mark = verdict_mark(word)
+        forms = [f"{mark.glyph} {count} {word}", *([] if word == "FAIL" else [f"{mark.glyph} {count}"])]
+        keep = {"FAIL": 20, "UNKNOWN": 8}.get(word, 6)
+        parts.append(Part.of(keep, *(Content.styled(form, mark.style) for form in forms)))
+    if differ := disagreements(view):
+        mark = run_mark("DISPUTED")
+        parts.insert(0, Part.of(19, Content.styled(f"{mark.glyph} {len(differ)} DISPUTED", mark.style)))
+    notes = [clean(note, 300) for note in view.notes]
+    if view.link.problem and outlook(view).ended:
+        notes.append(clean(view.link.problem, 300))
+    if notes:
+        more = f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""
+        parts.append(Part.of(6, Content.styled(f"⚠ {notes[0]}{more}", "bold $warning"), least=24))
+    return parts
+
+
+def _clocks(view: View, seen: Outlook) -> list[Part]:
+    """How old everything is: link, process, progress; and last, always there, the newest checkpoint."""
+    parts = []
+    link, told = view.link, ages(view)
+    if link.live and not seen.ended and not view.scrubbed:
+        if link.problem:
+            parts.append(Part.of(4, Content.styled("link ⌁ down", "bold $warning")))
+        else:
+            speed = "" if link.latency_seconds is None else f" {1000 * link.latency_seconds:.0f} ms"
+            parts.append(Part.of(3, Content.assemble("link ", ("●", "$success"), speed)))
+        parts.append(_clock("heartbeat", told.heartbeat, SILENCE_SECONDS, 4))
+        if view.state.last_step is not None and view.state.phase == "train":
+            parts.append(_clock("last step", told.step, longest_wait(view.state), 5))
+    failed = last_checkpoint(view.state)[1] is not None
+    phrase = checkpoint_phrase(view.state)
+    shorter = phrase.partition(",")[0] if failed else phrase.removesuffix(" verified")
+    style = "bold $error" if failed else ""
+    return [*parts, Part.of(10 if failed else 5, Content.styled(phrase, style), Content.styled(shorter, style))]
+
+
+def _clock(name: str, seconds: float | None, most: float, keep: int) -> Part:
+    if seconds is None:
+        return Part.of(keep, Content.styled(f"{name} ?", "$text-muted"))
+    late = seconds > most
+    text = f"{name} {age(seconds)}"
+    return Part.of(keep, Content.styled(f"⚠ {text}", "bold $warning") if late else text)

@@ -1,0 +1,136 @@
+"""How long it was to take, and how long it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from textual.content import Content
+
+from console.forecast import Range, end_text, forecast
+from console.outlook import host_now, outlook
+from console.report import duration
+from console.view import View
+from console.widgets.layout import Part, fit, wrapped
+from console.widgets.pane import Pane
+from engine.stream import Projection
+
+_NAME = 12
+"""Cells for what a line is about."""
+
+
+class ProjectionPane(Pane):
+    """What the smoke said against what is really elapsing; for a smoke, what it projects."""
+
+    def title(self) -> Content:
+        """See `Pane`."""
+        return Content("Projection")
+
+    def picture(self, width: int, height: int) -> Sequence[Content]:
+        """See `Pane`."""
+        return projection_lines(self.view, width)
+
+
+def projection_lines(view: View, width: int) -> list[Content]:
+    """The pane's lines, none wider than `width` cells, the most important first."""
+    run = view.state.run
+    if run is None:
+        return _said("Nothing can be projected yet: the run has not told what it is.", width)
+    if run.mode == "smoke":
+        return _of_smoke(view, width)
+    if view.smoke_seconds is not None:
+        return [_line("smoke said", view.smoke_seconds, width), *_now(view, width)]
+    lines = _now(view, width)
+    missing = _said("No smoke of this configuration was found. To know before a long run:", width)
+    missing += [line.stylize("bold") for line in wrapped("kdconsole --headless smoke CONFIG", width)]
+    return [*lines[:2], *missing, *lines[2:]]
+
+
+def _now(view: View, width: int) -> list[Content]:
+    """What a full run takes, all in all, as far as can be told now."""
+    state, seen = view.state, outlook(view)
+    steps = state.last_step.step if state.last_step else 0
+    if seen.ended:
+        lines = [_line("took", (elapsed(view),) * 3, width, _against(view, elapsed(view)) if _whole(view) else "")]
+        if not _whole(view):
+            lines += _said(f"It ended after {steps:,} of {state.target_steps or 0:,} steps.", width)
+        return lines
+    expected = forecast(view)
+    spent = [_line("elapsed", (elapsed(view),) * 3, width)]
+    if expected is None:
+        return [*spent, *(_said("What it will take is told after 10 steps.", width) if not steps else [])]
+    p10, p50, p90 = expected.seconds
+    total = (elapsed(view) + p10, elapsed(view) + p50, elapsed(view) + p90)
+    about = {"STALLED": "while it stands still", "UNREACHABLE": "if it goes on"}.get(seen.status, "")
+    ends = [end_text(each, view.now) for each in expected.ends]
+    spread = f"({ends[0]} to {ends[2]})" if ends[0] != ends[2] else ""
+    return [
+        _line("now", total, width, _against(view, total[1])),
+        _fact("ends", [ends[1], spread, about], width),
+        *spent,
+        _fact("a step", [f"{expected.step_seconds:.4g} s"], width),
+    ]
+
+
+def elapsed(view: View) -> float:
+    """Wall seconds that the run took until now, without what passed between two attempts."""
+    state = view.state
+    if state.end is not None and (state.run is None or state.run.attempt == 1):
+        return state.end.seconds
+    since = 0.0 if state.end is not None else max(0.0, host_now(view) - state.last_t)
+    return math.fsum(phase.seconds for phase in state.phases) + since
+
+
+def _whole(view: View) -> bool:
+    """Whether every step was made."""
+    state = view.state
+    return state.last_step is not None and state.last_step.step >= (state.target_steps or math.inf)
+
+
+def _against(view: View, total: float) -> str:
+    """How much longer than the smoke said, in per cent."""
+    said = view.smoke_seconds[1] if view.smoke_seconds else 0.0
+    return f"{100 * (total - said) / said:+.1f} %" if said > 0 and math.isfinite(total) else ""
+
+
+def _of_smoke(view: View, width: int) -> list[Content]:
+    state = view.state
+    projection = state.projection
+    if projection is not None:
+        return _projected(projection, width)
+    if outlook(view).ended:
+        return _said("It ended before it could project anything: that takes 10 steps.", width)
+    expected = forecast(view)
+    lines = _said("This smoke projects the real run when its steps are made.", width)
+    if expected is not None:
+        lines.append(_fact("it ends", [f"in {duration(expected.seconds[1])}"], width))
+    return lines
+
+
+def _projected(projection: Projection, width: int) -> list[Content]:
+    said = (projection.p10_seconds, projection.p50_seconds, projection.p90_seconds)
+    return [
+        _fact("real run", [f"{projection.target_steps:,} steps"], width),
+        _line("takes", said, width),
+        _fact("a step", [f"{projection.step_seconds:.4g} s", f"median of {projection.samples:,}"], width),
+        _fact("around them", [duration(projection.fixed_seconds)], width),
+    ]
+
+
+def _line(name: str, seconds: Range, width: int, after: str = "") -> Content:
+    """A time with its range, and what there is to say about it."""
+    low, middle, high = (duration(each) for each in seconds)
+    return _fact(name, [middle, f"({low} to {high})" if low != high else "", after], width)
+
+
+def _fact(name: str, texts: Sequence[str], width: int) -> Content:
+    """A named value in bold, and what goes with it; what finds no room goes, from the middle."""
+    first, *more = texts
+    head = name.ljust(_NAME) if width >= 2 * _NAME else name
+    parts = [Part.of(7, Content.styled(head, "$text-muted")), Part.of(9, Content.styled(first, "bold"), least=4)]
+    parts += [Part.of(keep, text) for keep, text in enumerate(more, 3)]
+    return fit(parts, [], width, 1)
+
+
+def _said(text: str, width: int) -> list[Content]:
+    return [line.stylize("$text-muted") for line in wrapped(text, width)]

@@ -1,0 +1,208 @@
+"""The falsifiers: what was claimed, what was seen, and how much it matters; the worst first."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.events import Click
+
+from console.outlook import by_urgency, clock, disagreements, verdict_counts
+from console.palette import run_mark, verdict_mark
+from console.run_state import RunState
+from console.view import View
+from console.widgets.layout import Part, fit, padded, wrapped
+from console.widgets.scroll_pane import ScrollPane
+from engine.stream import Verdict
+
+SEVERITIES = {
+    "fatal": "fatal: a FAIL stops the run",
+    "gate": "gate: a FAIL forbids promotion",
+    "warn": "warn: a FAIL is only told",
+}
+_HISTORY = 20
+"""Changes of one verdict that are listed, the newest ones."""
+_INDENT = "    "
+_WIDE = 70
+"""Cells from which on there is room for columns and the claims."""
+
+Row = tuple[Content, str | None]
+"""A line, and the id of the verdict that it belongs to."""
+
+
+class Verdicts(ScrollPane):
+    """The list of falsifiers. The cursor's one shows what was expected and observed; Enter or a click opens it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up", "cursor(-1)", "up", show=False),
+        Binding("down", "cursor(1)", "down", show=False),
+        Binding("pageup", "cursor(-10)", "page up", show=False),
+        Binding("pagedown", "cursor(10)", "page down", show=False),
+        Binding("home", "cursor(-100000)", "first", show=False),
+        Binding("end", "cursor(100000)", "last", show=False),
+        Binding("enter", "open", "details", show=False),
+    ]
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._rows: list[Row] = []
+        self._cursor: str | None = None
+        self._opened: str | None = None
+
+    def lines_in_all(self) -> int:
+        """See `ScrollPane`."""
+        return len(self._rows)
+
+    def line(self, y: int) -> Content:
+        """See `ScrollPane`."""
+        return self._rows[y][0]
+
+    def title(self) -> Content:
+        """See `ScrollPane`."""
+        parts = [Content("Falsifiers")]
+        for word, count in verdict_counts(self.view.state):
+            mark = verdict_mark(word)
+            parts.append(Content.styled(f"{mark.glyph} {count} {word}", mark.style))
+        return Content("  ").join(parts)
+
+    def refill(self) -> None:
+        """See `ScrollPane`."""
+        pointed = self._pointed() if self.has_focus else None
+        rows = verdict_rows(self.view, self.room.width, pointed, self._opened) if self.room.width > 0 else []
+        if len(rows) != len(self._rows) or not all(
+            a[0].is_same(b[0]) and a[1] == b[1] for a, b in zip(rows, self._rows, strict=True)
+        ):
+            self._rows = rows
+            self.redraw()
+
+    def _order(self) -> list[str]:
+        return [v.id for v in by_urgency(self.view.state.judged)]
+
+    def _pointed(self) -> str | None:
+        """The id under the cursor: the one that was chosen, else the first."""
+        order = self._order()
+        return self._cursor if self._cursor in order else next(iter(order), None)
+
+    def action_cursor(self, by: int) -> None:
+        """Moves the cursor by so many verdicts, and scrolls it into sight."""
+        order, pointed = self._order(), self._pointed()
+        if pointed is None:
+            return
+        self._cursor = order[min(len(order) - 1, max(0, order.index(pointed) + by))]
+        self.refill()
+        self._reveal()
+
+    def action_open(self) -> None:
+        """Opens or closes the details of the verdict under the cursor."""
+        pointed = self._pointed()
+        self._opened = None if self._opened == pointed else pointed
+        self.refill()
+        self._reveal()
+
+    def _reveal(self) -> None:
+        lines = [y for y, row in enumerate(self._rows) if row[1] == self._pointed()]
+        if lines:
+            # From the top where all of it fits, so that its first line is never above the edge.
+            lowest = min(lines[-1], lines[0] + self.room.height - 1)
+            top = min(max(self.scroll_offset.y, lowest - self.room.height + 1), lines[0])
+            top = 0 if self._pointed() == next(iter(self._order())) else top
+            self.scroll_to(y=top, animate=False)
+
+    def on_click(self, event: Click) -> None:
+        """Moves the cursor to what was clicked; a click on the one under the cursor opens it."""
+        offset = event.get_content_offset(self)
+        y = -1 if offset is None else offset.y + self.scroll_offset.y
+        if 0 <= y < len(self._rows) and (clicked := self._rows[y][1]) is not None:
+            if clicked == self._pointed() and self._cursor is not None:
+                self.action_open()
+            self._cursor = clicked
+            self.refill()
+
+
+def verdict_rows(view: View, width: int, pointed: str | None = None, opened: str | None = None) -> list[Row]:
+    """The pane's lines, none wider than `width` cells.
+
+    Args:
+        view: what to show.
+        width: cells in a line.
+        pointed: id of the verdict under the cursor.
+        opened: id of the one whose details are shown.
+    """
+    rows: list[Row] = []
+    mark = run_mark("DISPUTED")
+    for differing in disagreements(view):
+        told = Content.styled(f"{mark.glyph} ENGINE AND CONSOLE DISAGREE: {differing}", f"reverse {mark.style}")
+        rows += [(padded(line, width), None) for line in wrapped(told, width)]
+    verdicts = by_urgency(view.state.judged)
+    if not verdicts:
+        text = "Nothing is judged yet: the run has not told what it is."
+        return [*rows, *((line.stylize("$text-muted"), None) for line in wrapped(text, width))]
+    column = min(max(len(v.id) for v in verdicts), width // 3) if width >= _WIDE else 0
+    for verdict in verdicts:
+        rows.append((_headline(verdict, width, column, verdict.id == pointed), verdict.id))
+        if verdict.id == opened:
+            rows += [(line, verdict.id) for line in _details(verdict, view.state, width)]
+        elif verdict.verdict == "FAIL" or verdict.id == pointed:
+            rows += [(line, verdict.id) for line in _seen(verdict, width)]
+    return rows
+
+
+def _headline(verdict: Verdict, width: int, column: int, pointed: bool) -> Content:
+    mark = verdict_mark(verdict.verdict)
+    word = f"{mark.glyph} {mark.word:<7}" if len(mark.word) <= 7 else f"{mark.glyph} {mark.word}"
+    parts = [
+        Part.of(9, Content.styled(word, mark.style), Content.styled(word.rstrip(), mark.style)),
+        Part.of(8, Content.styled(verdict.id.ljust(column), "bold"), least=8),
+        Part.of(3, Content.styled(f"{verdict.severity:<5}", "bold" if verdict.verdict == "FAIL" else "$text-muted")),
+        Part.of(1, Content.styled(verdict.claim, "$text-muted"), least=1 if width >= _WIDE else 0),
+    ]
+    line = fit(parts, [], max(0, width - 2), 2)
+    if not pointed:
+        return padded(Content.assemble("  ", line), width)
+    return padded(Content.assemble("▸ ", line), width).stylize("on $block-cursor-blurred-background")
+
+
+def _seen(verdict: Verdict, width: int) -> list[Content]:
+    """What was expected and observed, where."""
+    at = f" at step {verdict.step:,}" if verdict.step and f"step {verdict.step}" not in verdict.observed else ""
+    style = "" if verdict.verdict != "FAIL" else "bold"
+    return [
+        *_named("expected", verdict.expected, width),
+        *_named("observed", Content.assemble((verdict.observed, style), at), width),
+    ]
+
+
+def _named(name: str, text: str | Content, width: int) -> list[Content]:
+    """A value after its name, wrapped under itself."""
+    head = f"{_INDENT}{name}  "
+    if width < 2 * len(head):  # too narrow for two columns
+        return wrapped(Content.assemble((f"{name} ", "$text-muted"), text), width, "  ")
+    lines = wrapped(text, width - len(head))
+    first = Content.assemble((head, "$text-muted"), lines[0])
+    return [first, *(Content.assemble(" " * len(head), line) for line in lines[1:])]
+
+
+def _details(verdict: Verdict, state: RunState, width: int) -> list[Content]:
+    """Everything that is known of one verdict, with its changes over time."""
+    lines = [
+        *_named("claim   ", verdict.claim, width),
+        *_seen(verdict, width),
+        *_named("severity", SEVERITIES.get(verdict.severity, verdict.severity), width),
+    ]
+    stated = state.stated.get(verdict.id)
+    if stated is not None and stated.verdict != verdict.verdict:
+        lines += _named("engine  ", f"{stated.verdict}: observed {stated.observed}", width)
+    changes = [v for v in state.history if v.id == verdict.id]
+    if len(changes) > _HISTORY:
+        lines += wrapped(f"{len(changes) - _HISTORY:,} earlier changes", width, _INDENT)
+    for change in changes[-_HISTORY:]:
+        mark = verdict_mark(change.verdict)
+        told = Content.assemble(
+            (f"{clock(change.t)}  ", "$text-muted"),
+            f"step {change.step:,}  became ",
+            (f"{mark.glyph} {mark.word}", mark.style),
+            f": {change.observed}",
+        )
+        lines += wrapped(told, width, _INDENT)
+    return lines
