@@ -8,7 +8,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from console.narration import Narrator
@@ -58,9 +58,8 @@ def check(config: RunConfig) -> str:
     """
     text = contract_text(config)
     parse_contract(text, config.contract.path)
-    student_source = config.student.path or config.student.from_ or ""
-    random = config.student.init == "random" or (config.student.init == "auto" and student_source == "builtin:student")
-    student = inspect_model_dir(resolve_builtin(student_source), "student", need_weights=not random)
+    wanted = config.student
+    student = inspect_model_dir(resolve_builtin(wanted.source), "student", need_weights=not wanted.starts_random)
     if config.teacher is not None:
         teacher = inspect_model_dir(resolve_builtin(config.teacher.path), "teacher")
         check_vocabulary(teacher.vocab_size, student.vocab_size, teacher.tokenizer_dir, student.tokenizer_dir)
@@ -166,7 +165,10 @@ async def _resume(run_dir: runs.RunDir, allow_changed: Sequence[str], narrator: 
         raise RunError(f"run {run_dir.id}: {now.state}", do=f"kdconsole --headless attach {run_dir.id}")
     if now.exit is not None and now.exit.exit_code == ExitCode.OK:
         raise RunError(f"run {run_dir.id}: complete already", do="start a new run to train further")
-    write_atomic(run_dir.path / RESUME, json.dumps({"allow_changed": list(allow_changed)}).encode())
+    try:
+        write_atomic(run_dir.path / RESUME, json.dumps({"allow_changed": list(allow_changed)}).encode())
+    except OSError as error:
+        raise RunError(f"{run_dir.path}: {error.strerror}", expected="a run directory that can be written") from None
     events = run_dir.path / "events.jsonl"
     past = events.stat().st_size if events.exists() else 0
     with _interrupts() as interrupt:
@@ -228,17 +230,22 @@ async def _follow_run(
     state = reducer.state
     interrupted = stopping is not None and problem is None
     result = _conclude(run_dir, state, last, problem, interrupted, launch_seconds)
-    _seal(run_dir, narrator)
+    changed = _seal(run_dir, narrator)
+    if changed and result.exit_code == ExitCode.OK:
+        reason = f"not as it was when the run ended: {', '.join(changed)}"
+        result = replace(result, status="CHANGED", reason=reason, exit_code=ExitCode.FAILED)
     return result
 
 
-def _seal(run_dir: runs.RunDir, narrator: Narrator) -> None:
-    """Writes the checksums of a run that has none yet; those of an old one are held against its files instead."""
+def _seal(run_dir: runs.RunDir, narrator: Narrator) -> tuple[str, ...]:
+    """Writes the checksums of a run that has none yet; else returns what no longer agrees with those that it has."""
     if not (run_dir.path / SUMS).exists():
         runs.seal(run_dir.path)
-        return
-    for changed in verify_sums(run_dir.path):
+        return ()
+    problems = verify_sums(run_dir.path)
+    for changed in problems:
         narrator.say(f"warning: {run_dir.path}: since the run ended: {changed}")
+    return problems
 
 
 async def _stop(transport: Transport, run_dir: runs.RunDir, kill_after: float | None) -> runs.Stop:
@@ -260,8 +267,10 @@ def _conclude(
         status, reason, code = "TIMEOUT", str(problem), ExitCode.TIMEOUT
     elif end is None:
         how = "its end was not recorded" if record is None else record.describe()
-        # A second Ctrl-C, or one before the engine could listen, ends it without a word; that is no crash.
-        stopped = interrupted and record is not None and record.signal is not None
+        # A second signal, or one before the engine could listen, ends it without a word; that is no crash.
+        stopped = record is not None and (
+            record.exit_code == ExitCode.INTERRUPTED or (interrupted and record.signal is not None)
+        )
         status, code = ("STOPPED", ExitCode.INTERRUPTED) if stopped else ("CRASHED", ExitCode.UNDECIDED)
         reason = f"the run ended without an end event in phase {state.phase}: {how}; see launch.log"
     else:

@@ -83,6 +83,26 @@ class Heartbeat(Event, frozen=True, kw_only=True):
     device_total_bytes: Integer | None = None
 
 
+class Vitals(Event, frozen=True, kw_only=True):
+    """How the machine does, every ten seconds; None where it gives no figure, as on a CPU for all of the GPU's.
+
+    Percentages are 0 to 100, the processor's over all cores and the time since the event before. The disk is the run
+    directory's. With `unified_memory` the GPU uses the host's memory, and its figures are the host's.
+    """
+
+    cpu_percent: float | None = None
+    host_total_bytes: Integer | None = None
+    host_free_bytes: Integer | None = None
+    disk_free_bytes: Integer | None = None
+    disk_total_bytes: Integer | None = None
+    gpu_percent: float | None = None
+    gpu_memory_used_bytes: Integer | None = None
+    gpu_memory_total_bytes: Integer | None = None
+    gpu_temperature_c: float | None = None
+    gpu_power_watts: float | None = None
+    unified_memory: bool = False
+
+
 class Measure(Event, frozen=True, kw_only=True):
     """One number that a falsifier is judged on, such as a self-check's error."""
 
@@ -189,7 +209,7 @@ class End(Event, frozen=True, kw_only=True):
 
 
 EVENT_TYPES: tuple[type[Event], ...] = (
-    Run, Phase, Heartbeat, Measure, Step, Eval, Checkpoint, CheckpointFailed, Projection, Verdict, Log, End
+    Run, Phase, Heartbeat, Vitals, Measure, Step, Eval, Checkpoint, CheckpointFailed, Projection, Verdict, Log, End
 )  # fmt: skip
 _BY_TAG: dict[str, type[Event]] = {str(cls.__struct_config__.tag): cls for cls in EVENT_TYPES}
 _FLOAT_FIELDS: dict[str, frozenset[str]] = {
@@ -197,8 +217,9 @@ _FLOAT_FIELDS: dict[str, frozenset[str]] = {
     for tag, cls in _BY_TAG.items()
 }
 _decoder = msgspec.json.Decoder(
-    Run | Phase | Heartbeat | Measure | Step | Eval | Checkpoint | CheckpointFailed | Projection | Verdict | Log | End
-)
+    Run | Phase | Heartbeat | Vitals | Measure | Step | Eval
+    | Checkpoint | CheckpointFailed | Projection | Verdict | Log | End
+)  # fmt: skip
 _encoder = msgspec.json.Encoder()
 
 
