@@ -49,6 +49,8 @@ from console.widgets.loss_chart import LossChart
 SIZE, WALL = (120, 30), (200, 60)
 LIVE_POINTS, LIVE_HERTZ = 50_000, 10
 Row = dict[str, Any]
+Made = tuple[Widget, dict[str, Callable[[View], None]]]
+"""A widget, and what is measured of it when it is given a run that made one more step."""
 
 
 class Steps:
@@ -106,37 +108,34 @@ def rendered(widget: Widget) -> None:
         each.render_lines(Region(0, 0, *each.outer_size))
 
 
-def ours(points: int) -> tuple[Widget, dict[str, Callable[[], None]]]:
+def ours() -> Made:
     """Our chart, and what is measured of it."""
-    chart, steps = LossChart(), Steps(points)
+    chart = LossChart()
 
-    def more() -> None:
-        chart.show(steps.make(1))
+    def more(view: View) -> None:
+        chart.show(view)
         chart.redraw()
         rendered(chart)
 
-    def zoom() -> None:
-        closer = chart._sight == Sight()
-        chart.zoom(1) if closer else chart.zoom(-1)
+    def zoom(view: View) -> None:
+        chart.zoom(1 if chart.sight == Sight() else -1)
         rendered(chart)
 
-    def first() -> None:
+    def first(view: View) -> None:
         chart.overlay([])
-        chart.show(steps.make(1))
-        chart.redraw()
-        rendered(chart)
+        more(view)
 
     return chart, {"kdconsole": more, "kdconsole zoom": zoom, "kdconsole open": first}
 
 
-def plotext(points: int) -> tuple[Widget, dict[str, Callable[[], None]]]:
+def plotext() -> Made:
     """The chart of textual-plotext."""
     from textual_plotext import PlotextPlot
 
-    chart, steps = PlotextPlot(), Steps(points)
+    chart = PlotextPlot()
 
-    def more() -> None:
-        series = steps.make(1).state.steps
+    def more(view: View) -> None:
+        series = view.state.steps
         chart.plt.clear_data()
         chart.plt.plot(series.column("step"), series.column("loss"), marker="braille")
         chart.refresh()
@@ -145,14 +144,14 @@ def plotext(points: int) -> tuple[Widget, dict[str, Callable[[], None]]]:
     return chart, {"textual-plotext": more}
 
 
-def textual_plot(points: int) -> tuple[Widget, dict[str, Callable[[], None]]]:
+def textual_plot() -> Made:
     """The chart of textual-plot."""
     from textual_plot import HiResMode, PlotWidget
 
-    chart, steps = PlotWidget(), Steps(points)
+    chart = PlotWidget()
 
-    def more() -> None:
-        series = steps.make(1).state.steps
+    def more(view: View) -> None:
+        series = view.state.steps
         chart.clear()
         chart.plot(series.column("step"), series.column("loss"), hires_mode=HiResMode.BRAILLE)
         chart.refresh()
@@ -166,7 +165,7 @@ async def chart_rows(options: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     for points in options.points:
         makers = [ours] if points > options.most else [ours, plotext, textual_plot]
-        made = [make(points) for make in makers]
+        made, steps = [make() for make in makers], Steps(points)
         apps = [Bench(widget) for widget, _ in made]
         contexts = [app.run_test(size=SIZE) for app in apps]
         pilots = [await context.__aenter__() for context in contexts]
@@ -174,10 +173,11 @@ async def chart_rows(options: argparse.Namespace) -> list[Row]:
         for repeat in range(-1, options.repeats):
             for (_, work), app, pilot in zip(made, apps, pilots, strict=True):
                 for name, once in work.items():
+                    view = steps.make(1)
                     gc.collect()  # nobody pays for what another left behind
                     with app._context():
                         began = time.process_time()
-                        once()
+                        once(view)
                         took = time.process_time() - began
                     await pilot.pause()
                     if repeat >= 0:  # the first is a warm-up

@@ -17,10 +17,22 @@ if TYPE_CHECKING:
     from console.report import Result
     from engine.config import RunConfig
 
+_OPTIONS = {
+    "teacher": "--teacher",
+    "student": "--student",
+    "data.path": "--data",
+    "contract": "--contract",
+    "smoke.budget_seconds": "--budget",
+    "smoke.max_steps": "--max-steps",
+    "smoke.project_to": "--project-to",
+    "train.max_steps": "--max-steps",
+}
+"""The option that sets a key, as messages name it."""
+
 EXIT_CODES = """\b
 Exit codes:
   0    every fatal and gate verdict is PASS
-  1    one of them is FAIL
+  1    one of them is FAIL, or an ended run's files were changed
   2    wrong usage, configuration, model or data
   3    the host could not be reached
   4    time-out or stall, or a budget that ended a smoke before its tenth step
@@ -152,6 +164,7 @@ def smoke(
     type=click.Choice(("config", "teacher", "tokenizer", "data", "initial_weights")),
     help="With --resume: what may differ from the run's beginning.",
 )
+@click.option("--max-steps", metavar="N", help="End after N steps, complete; the schedule stays train.steps'.")
 @_run_options
 @click.pass_context
 def train(
@@ -160,6 +173,7 @@ def train(
     config: Path | None,
     resume: str | None,
     allow_changed: tuple[str, ...],
+    max_steps: str | None,
     **options: Any,
 ) -> None:
     """Train to the last step, saving checkpoints, and write the verified model.
@@ -170,18 +184,21 @@ def train(
     \b
     Examples:
       kdconsole --headless train config.yaml
+      kdconsole --headless train config.yaml --max-steps 200
       kdconsole --headless train --resume 20260102-030405
     """
     if (config is None) == (resume is None):
         raise click.UsageError("give either CONFIG or --resume RUN")
     _need_terminal(context)
     if resume is None:
-        _start(context, config, "train", {}, **options)
+        _start(context, config, "train", {"train.max_steps": max_steps}, **options)
         return
     from console import headless
     from dispatch.runs import resolve_run
 
-    ignored = [name for name in ("teacher", "student", "data", "sets", "contract", "name", "force") if options[name]]
+    given = {"max-steps": max_steps is not None, "set": options["sets"]}
+    given |= {name: options[name] for name in ("teacher", "student", "data", "contract", "name", "force")}
+    ignored = [name for name, value in given.items() if value]
     if ignored:
         raise click.UsageError(f"--resume takes the run's own configuration; leave out --{ignored[0]}")
     run_dir = resolve_run(options["evidence"], resume)
@@ -310,6 +327,7 @@ def _start(
     _need_terminal(context)
     from console import headless
     from console.launch import Job
+    from engine.cautions import cautions
     from engine.config import load_config
     from engine.yaml_io import parse_value
 
@@ -318,7 +336,7 @@ def _start(
         # A flag's text is read as YAML reads it, so that `--budget ten` is told apart from a number like anywhere else.
         # Nothing and null are no numbers either: an empty shell variable must not become the default.
         numbers = {
-            key: text if text is None or (value := parse_value(text, key)) is None else value
+            key: text if text is None or (value := parse_value(text, _OPTIONS[key])) is None else value
             for key, text in flags.items()
         }
         config = load_config(
@@ -327,7 +345,10 @@ def _start(
             environ=os.environ,
             template=None if file else "builtin",
             overrides={"mode": mode, **texts, **numbers},
+            options=_OPTIONS,
         )
+        for caution in cautions(config):
+            click.echo(f"warning: {caution}", err=True)
         overrides = _require_room(config, evidence, force, quiet)
         job = Job(config, evidence, name, tuple(overrides))
         if not context.obj["headless"]:

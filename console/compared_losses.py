@@ -28,6 +28,7 @@ def _loss(value: float | None, at: int | None = None) -> Cell:
 
 
 def losses(runs: Sequence[LoadedRun]) -> Section:
+    """What training and held-out losses were, in nats per token, and where they may not be compared."""
     states = [run.state for run in runs]
     lines: list[Line] = []
 

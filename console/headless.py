@@ -7,6 +7,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from console import launch
 from console.conclusion import Conclusion, conclude
@@ -119,11 +120,14 @@ async def _follow_run(
                     await stopping
     state = last.state if last else RunState()
     interrupted = stopping is not None and problem is None
-    _seal(run_dir, narrator)
+    changed = _seal(run_dir, narrator)
     if problem is not None:
         concluded = Conclusion("TIMEOUT", str(problem), ExitCode.TIMEOUT)
     else:
         concluded = conclude(state, last.link.exit if last else None, interrupted)
+    if changed and concluded.exit_code == ExitCode.OK:
+        reason = f"not as it was when the run ended: {', '.join(changed)}"
+        concluded = replace(concluded, status="CHANGED", reason=reason, exit_code=ExitCode.FAILED)
     return Result(
         id=run_dir.id,
         mode=run_dir.manifest.mode,
@@ -136,13 +140,15 @@ async def _follow_run(
     )
 
 
-def _seal(run_dir: runs.RunDir, narrator: Narrator) -> None:
-    """Writes the checksums of a run that has none yet; those of an old one are held against its files instead."""
+def _seal(run_dir: runs.RunDir, narrator: Narrator) -> tuple[str, ...]:
+    """Writes the checksums of a run that has none yet; else returns what no longer agrees with those that it has."""
     if not (run_dir.path / SUMS).exists():
         runs.seal(run_dir.path)
-        return
-    for changed in verify_sums(run_dir.path):
+        return ()
+    problems = verify_sums(run_dir.path)
+    for changed in problems:
         narrator.say(f"warning: {run_dir.path}: since the run ended: {changed}")
+    return problems
 
 
 async def _stop(transport: Transport, run_dir: runs.RunDir, kill_after: float | None) -> runs.Stop:

@@ -46,9 +46,8 @@ def check(config: RunConfig) -> str:
     """
     text = contract_text(config)
     parse_contract(text, config.contract.path)
-    student_source = config.student.path or config.student.from_ or ""
-    random = config.student.init == "random" or (config.student.init == "auto" and student_source == "builtin:student")
-    student = inspect_model_dir(resolve_builtin(student_source), "student", need_weights=not random)
+    wanted = config.student
+    student = inspect_model_dir(resolve_builtin(wanted.source), "student", need_weights=not wanted.starts_random)
     if config.teacher is not None:
         teacher = inspect_model_dir(resolve_builtin(config.teacher.path), "teacher")
         check_vocabulary(teacher.vocab_size, student.vocab_size, teacher.tokenizer_dir, student.tokenizer_dir)
@@ -143,5 +142,8 @@ async def start_again(run_dir: runs.RunDir, allow_changed: Sequence[str], transp
         raise RunError(f"run {run_dir.id}: {now.state}", do=f"kdconsole --headless attach {run_dir.id}")
     if now.exit is not None and now.exit.exit_code == ExitCode.OK:
         raise RunError(f"run {run_dir.id}: complete already", do="start a new run to train further")
-    write_atomic(run_dir.path / RESUME, json.dumps({"allow_changed": list(allow_changed)}).encode())
+    try:
+        write_atomic(run_dir.path / RESUME, json.dumps({"allow_changed": list(allow_changed)}).encode())
+    except OSError as error:
+        raise RunError(f"{run_dir.path}: {error.strerror}", expected="a run directory that can be written") from None
     await runs.launch(transport, run_dir.path, again=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from engine.config import RunConfig, load_config
 from engine.errors import ConfigError
 from engine.estimate import Device, Estimate, Pool, Row, Shortage, estimate
 from engine.formats import inspect_model_dir, resolve_builtin
+from engine.vitals import Smi, proc_bytes
 
 SCHEMA = "kdconsole.room/1"
 OVERRIDE = "room"
@@ -75,9 +75,8 @@ def look(config: RunConfig, evidence: Path) -> Room:
     Raises:
         ModelError: a model directory cannot be used.
     """
-    source = config.student.path or config.student.from_ or ""
-    random = config.student.init == "random" or (config.student.init == "auto" and source == "builtin:student")
-    student = inspect_model_dir(resolve_builtin(source), "student", need_weights=not random)
+    wanted = config.student
+    student = inspect_model_dir(resolve_builtin(wanted.source), "student", need_weights=not wanted.starts_random)
     teacher = None if config.teacher is None else inspect_model_dir(resolve_builtin(config.teacher.path), "teacher")
     gpu = find_gpu() if config.train.device in ("auto", "cuda") else None
     device: Device = config.train.device if config.train.device != "auto" else "cuda" if gpu else "cpu"
@@ -130,17 +129,9 @@ def find_gpu() -> Gpu | None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and not visible.strip():
         return None
-    command = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
-    if visible:
-        command += ["-i", visible.split(",")[0].strip()]
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SMI_SECONDS, check=True, text=True
-        )
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return None
-    lines = done.stdout.splitlines()
-    name, _, free = lines[0].rpartition(",") if lines else ("", "", "")
+    which = visible.split(",")[0].strip() if visible else None
+    line = Smi(_SMI_SECONDS).ask(("name", "memory.free"), which)
+    name, _, free = (line or "").rpartition(",")
     if not name.strip():
         return None
     # A GPU that shares the host's memory answers "[N/A]".
@@ -149,14 +140,7 @@ def find_gpu() -> Gpu | None:
 
 def free_memory() -> int | None:
     """Memory that new processes can have without swapping, by /proc/meminfo; None where there is no such figure."""
-    try:
-        with open("/proc/meminfo", encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        return None
-    return None
+    return proc_bytes("/proc/meminfo", "MemAvailable")
 
 
 def free_disk(directory: Path) -> int | None:

@@ -74,6 +74,7 @@ def _same(one: Value, other: Value) -> bool:
 def line_of(
     label: str, runs: Iterable[LoadedRun], cell: Callable[[LoadedRun], Cell], *, measured: bool = False
 ) -> Line:
+    """A line with what `cell` says of each run."""
     return Line(label, tuple(map(cell, runs)), measured)
 
 
@@ -83,6 +84,7 @@ def known(lines: Iterable[Line]) -> tuple[Line, ...]:
 
 
 def text_cell(value: object) -> Cell:
+    """A cell with a text, not known where that is empty."""
     return Cell() if value is None or value == "" else Cell(str(value), str(value))
 
 

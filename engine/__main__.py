@@ -6,6 +6,7 @@ and can be stopped in every phase.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import hashlib
 import json
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from engine.config import RunConfig, load_config
 from engine.errors import ExitCode, KdError
-from engine.falsifiers import parse_contract
+from engine.falsifiers import FIRST_PHASE, parse_contract
 from engine.recorder import Recorder
 from engine.stop import StopRequest
 from engine.stream import End
@@ -52,13 +53,14 @@ def main(argv: list[str]) -> int:
         print(f"error: {run_dir}: {error}", file=sys.stderr)
         return ExitCode.USAGE
     budget = config.smoke.budget_seconds if config.mode == "smoke" else None
-    recorder.enter("import")
+    recorder.enter(FIRST_PHASE)
     recorder.start_heartbeat(None if budget is None else started + budget + _GRACE_SECONDS, started)
     end = _train(config, run_dir, recorder, stop, started, hashlib.sha256(text.encode()).hexdigest())
     try:
         recorder.finish(end)
     except OSError as error:
-        print(f"error: {run_dir / 'events.jsonl'}: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # standard error is a file on the same disk
+            print(f"error: {run_dir / 'events.jsonl'}: {error}", file=sys.stderr)
     return end.exit_code
 
 
@@ -80,7 +82,8 @@ def _train(
     except MemoryError:
         return ended("FAILED", f"out of memory in phase {recorder.phase}; lower train.batch", ExitCode.UNDECIDED)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run must end in an event and an exit code
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         if type(error).__name__ == "OutOfMemoryError":
             reason = (
                 f"out of device memory in phase {recorder.phase} after {recorder.step} steps; "

@@ -25,7 +25,7 @@ def run_event(config: RunConfig, placement: Placement, contract_digest: str) -> 
         gate=gate_fingerprint(config),
         contract=contract_digest,
         teacher=config.teacher.path if config.teacher else None,
-        student=config.student.path or config.student.from_ or "",
+        student=config.student.source,
         host=platform.node(),
         device=str(placement.device),
         device_name=placement.name,
@@ -33,7 +33,7 @@ def run_event(config: RunConfig, placement: Placement, contract_digest: str) -> 
         versions={name: metadata.version(name) for name in ("torch", "transformers", "safetensors", "tokenizers")}
         | {"python": platform.python_version()},
         target_steps=config.train.steps,
-        max_steps=config.smoke.max_steps if smoke else None,
+        max_steps=config.max_steps,
         budget_seconds=config.smoke.budget_seconds if smoke else None,
         temperature=config.distill.temperature,
         alpha=config.distill.alpha,
@@ -73,7 +73,7 @@ def provenance(config: RunConfig, run: str, totals: Totals, verdicts: Sequence[V
     return Provenance(
         run=run,
         teacher=config.teacher.path if config.teacher else None,
-        student=config.student.path or config.student.from_ or "",
+        student=config.student.source,
         data=config.data.paths,
         config=fingerprint(config),
         steps=totals.step,

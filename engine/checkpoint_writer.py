@@ -40,6 +40,7 @@ from engine.checkpoint import (
 )
 from engine.durable import discard, partial_of, replace, sync_directory, write_new
 from engine.errors import KdError
+from engine.retention import droppable, retained
 from engine.stream import Checkpoint, CheckpointFailed, Event
 from engine.text import clean
 
@@ -141,6 +142,36 @@ class Checkpoints:
         except (OSError, CheckpointError) as error:
             self._log(f"unfinished checkpoints could not be removed: {_reason(error)}", "warning")
 
+    @property
+    def root(self) -> Path:
+        """The directory that they stand in."""
+        return self._root
+
+    @property
+    def writing(self) -> bool:
+        """Whether one is being written, or what it replaces removed."""
+        thread = self._thread
+        return thread is not None and thread.is_alive()
+
+    @property
+    def needed_bytes(self) -> int:
+        """What must be free for the next one, a margin included."""
+        return sum(image.nbytes for image in self._source.files.values()) + _MARGIN_BYTES
+
+    def fate(self, free: int, step: int) -> str:
+        """What becomes of the next one where fewer than `needed_bytes` are free, in words.
+
+        Args:
+            free: bytes.
+            step: the last one made.
+
+        Raises:
+            CheckpointError: the directory cannot be read.
+        """
+        if self.needed_bytes <= free + sum(loss.bytes for loss in droppable(self._manifests(step))):
+            return "the oldest will be dropped to make room"
+        return f"it will not be saved and training will go on; {self._newest(step)}"
+
     def save(self, kinds: Kind | Sequence[Kind], state: State, wait: bool = False) -> float:
         """Saves the present state; training may go on as soon as this returns.
 
@@ -204,9 +235,12 @@ class Checkpoints:
         self.last_error = _reason(error)
         self._emit(CheckpointFailed(step=job.state.step, kind=job.kind, error=self.last_error, seconds=job.seconds))
         with contextlib.suppress(CheckpointError):
-            good = next(iter(self._manifests(job.state.step)), None)
-            kept = f"the newest one is that of step {good.step}" if good else "there is none"
+            kept = self._newest(job.state.step)
             self._log(f"checkpoint of step {job.state.step} not saved: {self.last_error}; {kept}", "error")
+
+    def _newest(self, step: int) -> str:
+        good = next(iter(self._manifests(step)), None)
+        return f"the newest one is that of step {good.step}" if good else "there is none"
 
     def _commit_or_make_room(self, job: _Job) -> Manifest:
         try:
@@ -227,7 +261,7 @@ class Checkpoints:
     def _create(self, target: Path, job: _Job) -> Manifest:
         """Writes, reads back, and only then gives the checkpoint its name."""
         images = self._source.files
-        self._make_room(sum(image.nbytes for image in images.values()) + _MARGIN_BYTES, job.state.step)
+        self._make_room(self.needed_bytes, job.state.step)
         temporary = partial_of(target)
         discard(temporary)
         try:
@@ -286,7 +320,7 @@ class Checkpoints:
     def _make_room(self, needed: int, step: int) -> None:
         """Drops what may go until `needed` bytes are free, but nothing at all where that would not be enough."""
         free = shutil.disk_usage(self._root).free
-        losses = _droppable(self._manifests(step))
+        losses = droppable(self._manifests(step))
         if free < needed <= free + sum(loss.bytes for loss in losses):
             for loss in losses:
                 self._drop(loss)
@@ -301,7 +335,7 @@ class Checkpoints:
             )
 
     def _drop_oldest(self, step: int) -> bool:
-        loss = next(iter(_droppable(self._manifests(step))), None)
+        loss = next(iter(droppable(self._manifests(step))), None)
         if loss is not None:
             self._drop(loss)
         return loss is not None
@@ -352,35 +386,6 @@ class Checkpoints:
             partial.unlink(missing_ok=True)
         if removed:
             self._log(f"removed {removed} unfinished checkpoint{'s' * (removed > 1)} of a killed process", "info")
-
-
-def retained(manifests: Sequence[Manifest], keep_last: int) -> list[Manifest]:
-    """Which of a run's checkpoints stay.
-
-    Args:
-        manifests: newest first.
-        keep_last: periodic ones to keep.
-
-    Returns:
-        The newest, the last periodic ones, the best, and the newest interrupt and final ones; newest first.
-    """
-    best = _best(manifests)
-    keep = {manifest.step for manifest in [*manifests[:1], *([best] if best else [])]}
-    for kind, count in (("periodic", keep_last), ("interrupt", 1), ("final", 1)):
-        keep.update([manifest.step for manifest in manifests if kind in manifest.kinds][:count])
-    return [manifest for manifest in manifests if manifest.step in keep]
-
-
-def _best(manifests: Sequence[Manifest]) -> Manifest | None:
-    """The one saved as best with the lowest held-out loss, of equal ones the newest."""
-    bests = [m for m in manifests if "best" in m.kinds and m.state.best is not None]
-    return min(bests, key=lambda m: m.state.best.loss if m.state.best else 0.0, default=None)
-
-
-def _droppable(manifests: Sequence[Manifest]) -> list[Manifest]:
-    """What a full disk may cost, oldest first: periodic ones that are neither the newest nor the best."""
-    best = _best(manifests)
-    return [m for m in reversed(manifests[1:]) if set(m.kinds) <= {"periodic", "best"} and m is not best]
 
 
 def _write_image(path: Path, image: Image) -> FileRow:

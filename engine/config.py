@@ -95,6 +95,16 @@ class Student(Section, frozen=True, kw_only=True, rename={"from_": "from"}):
     layers: Layers | None = None
     """Layers of `from_` to keep, ascending; all of them when None."""
 
+    @property
+    def source(self) -> str:
+        """The model that it comes from: its own directory, or the one that its layers are taken from."""
+        return self.path or self.from_ or ""
+
+    @property
+    def starts_random(self) -> bool:
+        """Whether its weights are drawn and `config.json` is all that is read of the model."""
+        return self.init == "random" or (self.init == "auto" and self.source == "builtin:student")
+
 
 class Distill(Section, frozen=True, kw_only=True):
     """The loss: alpha CE + (1 - alpha) T² KL."""
@@ -127,6 +137,8 @@ class Train(Section, frozen=True, kw_only=True):
     """The loop. A step takes `batch` windows of `sequence` tokens, in `accumulation` parts."""
 
     steps: Count = 50_000
+    max_steps: Count | None = None
+    """End a training run after this many, as completed; the schedule stays that of `steps`. Smokes have their own."""
     batch: Count = 16
     sequence: Annotated[int, Meta(ge=8, le=131_072)] = 512
     accumulation: Count = 1
@@ -188,6 +200,16 @@ class RunConfig(Section, frozen=True, kw_only=True):
     smoke: Smoke = field(default_factory=Smoke)
     contract: Contract = field(default_factory=Contract)
 
+    @property
+    def max_steps(self) -> int | None:
+        """The number of steps that this mode was given to end after."""
+        return self.smoke.max_steps if self.mode == "smoke" else self.train.max_steps
+
+    @property
+    def steps_asked(self) -> int:
+        """Steps that the run makes if nothing ends it before."""
+        return self.train.steps if self.max_steps is None else min(self.max_steps, self.train.steps)
+
 
 _SCHEMA = msgspec.inspect.type_info(RunConfig)
 _KEYS = tuple(key_paths(_SCHEMA))
@@ -235,6 +257,7 @@ def load_config(
     environ: Mapping[str, str] | None = None,
     template: str | None = None,
     overrides: Mapping[str, object] | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> RunConfig:
     """Read, merge and check a configuration; relative paths come out absolute.
 
@@ -244,6 +267,7 @@ def load_config(
         environ: variables; those named `KDCONSOLE_<SECTION>__<KEY>` (or `KDCONSOLE_<SECTION>`) are taken.
         template: name of the template to start from where no file is given.
         overrides: full key path to value, from a command's own options; they win over `sets`. None: not given.
+        options: how messages name an override, by its key path, such as `--max-steps`.
 
     Raises:
         ConfigError: anything wrong; `ConfigProblems` names all of it.
@@ -258,7 +282,7 @@ def load_config(
         settings = Settings({}, Source("configuration", here), _SHORTHANDS)
     settings.put_all(from_variables(environ or {}, _KEYS, here))
     settings.put_all(from_options(sets, here))
-    settings.put_all(from_command(overrides or {}, here))
+    settings.put_all(from_command(overrides or {}, options or {}, here))
     return _checked(settings)
 
 
@@ -289,12 +313,13 @@ def fingerprint(config: RunConfig) -> str:
 def gate_fingerprint(config: RunConfig) -> str:
     """SHA-256 in hex over what a smoke and its production run have in common.
 
-    Left out: mode, train.steps, smoke.* and checkpoint.*.
+    Left out: mode, train.steps, train.max_steps, smoke.* and checkpoint.*.
     """
     tree = _canonical(config)
     for section in ("mode", "smoke", "checkpoint"):
         del tree[section]
-    del tree["train"]["steps"]
+    for key in ("steps", "max_steps"):
+        del tree["train"][key]
     return _digest(tree)
 
 
@@ -369,7 +394,8 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[str, object, str]]:
         yield "train.warmup_steps", train.warmup_steps, f"less than train.steps ({train.steps})"
     if config.smoke.warmup_steps >= train.steps:
         yield "smoke.warmup_steps", config.smoke.warmup_steps, f"less than train.steps ({train.steps})"
-    if config.smoke.max_steps is not None and config.smoke.max_steps > train.steps:
-        yield "smoke.max_steps", config.smoke.max_steps, f"at most train.steps ({train.steps})"
+    for key, most in (("smoke.max_steps", config.smoke.max_steps), ("train.max_steps", train.max_steps)):
+        if most is not None and most > train.steps:
+            yield key, most, f"at most train.steps ({train.steps})"
     if glob.startswith(("/", "~")) or ".." in glob.split("/"):
         yield "data.glob", glob, "a pattern below data.path, such as **/*.txt"

@@ -170,12 +170,19 @@ def from_options(sets: Sequence[str], here: Path) -> Iterator[Assignment | Probl
             yield key, value, Source(label, here, key, Rank.OPTION)
 
 
-def from_command(overrides: Mapping[str, object], here: Path) -> Iterator[Assignment]:
-    """What a command's own options set: full key path to plain data or `Path`; None was not given."""
+def from_command(overrides: Mapping[str, object], options: Mapping[str, str], here: Path) -> Iterator[Assignment]:
+    """What a command's own options set.
+
+    Args:
+        overrides: full key path to plain data or `Path`; None was not given.
+        options: key path to the option's name, such as `--max-steps`, where it has one.
+        here: absolute directory that relative paths start from.
+    """
     for key, value in overrides.items():
         if value is not None:
             plain = str(value) if isinstance(value, Path) else value
-            yield key, plain, Source(f"command line: {clean(key, 200)}", here, key, Rank.COMMAND)
+            label = options.get(key, f"command line: {clean(key, 200)}")
+            yield key, plain, Source(label, here, key, Rank.COMMAND)
 
 
 def _meant_variable(variable: str, known: Mapping[str, str]) -> str:

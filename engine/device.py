@@ -61,3 +61,14 @@ def device_memory(device: torch.device) -> tuple[int, int] | None:
 def device_peak_bytes(device: torch.device) -> int | None:
     """Most bytes that torch has held on the device, None on the CPU."""
     return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
+
+
+def smi_name(device: torch.device) -> str | None:
+    """What nvidia-smi calls the device, None for one that it does not know.
+
+    Its UUID: torch counts the visible GPUs alone, and in an order of its own.
+    """
+    if device.type != "cuda":
+        return None
+    uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", device.index or 0))
+    return uuid if uuid.startswith(("GPU-", "MIG-")) or uuid.isdecimal() else f"GPU-{uuid}"

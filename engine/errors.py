@@ -11,7 +11,7 @@ class ExitCode(IntEnum):
     OK = 0
     """Every fatal and gate verdict is PASS."""
     FAILED = 1
-    """A fatal or gate verdict is FAIL."""
+    """A fatal or gate verdict is FAIL, or an ended run's files no longer agree with their checksums."""
     USAGE = 2
     """Wrong usage, configuration, model or data: nothing was trained."""
     CONNECTION = 3

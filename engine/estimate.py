@@ -25,7 +25,7 @@ _CPU_FRAMEWORK = 450 * MIB
 _CUDA_HOST_FRAMEWORK = 3 * GIB
 _DEVICE_FRAMEWORK = 1 * GIB
 _STEP_BYTES = 700
-"""Of one step in the stream and in launch.log, with a heartbeat or two where steps take long."""
+"""Of one step in the stream and in launch.log, with heartbeats and vitals where it takes a few seconds."""
 _FIXED_LOG = 8 * MIB
 _EVALUATION_CHUNKS = 9
 """Buffers of one chunk of logits in the plain reference loss that evaluates."""
@@ -279,7 +279,7 @@ def _forward_bytes(t: Shape, size: int) -> int:
 
 
 def _disk(config: RunConfig, student: Shape) -> Iterable[Row]:
-    p, steps, every = student.parameters, config.train.steps, config.checkpoint.every_steps
+    p, steps, every = student.parameters, config.steps_asked, config.checkpoint.every_steps
     if config.mode == "train":
         periodic = min(config.checkpoint.keep_last, steps // every) if every else 0
         count = periodic + 3
@@ -293,7 +293,6 @@ def _disk(config: RunConfig, student: Shape) -> Iterable[Row]:
             name="exported model", bytes=2 * p + 32 * MIB, where="disk", how=f"{_count(p)} x 2 bytes, and the tokenizer"
         )
     else:
-        steps = min(steps, config.smoke.max_steps or steps)
         yield Row(
             name="checkpoint probe",
             bytes=min(12 * p, 256 * MIB + 4 * student.embedding),

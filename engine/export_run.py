@@ -64,18 +64,10 @@ def main(argv: list[str]) -> int:
         if config.data.tokenizer is not None:
             builtin = config.data.tokenizer == "builtin"
             tokenizer_dir = resolve_builtin("builtin:teacher") if builtin else Path(config.data.tokenizer)
-        totals = Totals(
-            step=state.step,
-            tokens=state.tokens,
-            initial_loss=state.initial_loss,
-            final_loss=state.final_loss,
-            heldout_initial=state.heldout_initial,
-            heldout_final=state.heldout_final,
-        )
         exported = export(
             student.model,
             run_dir,
-            provenance=provenance(config, run_dir.name, totals, []),
+            provenance=provenance(config, run_dir.name, Totals.of(state), []),
             initial=initial,
             tokenizer_dir=tokenizer_dir,
         )

@@ -28,10 +28,11 @@ from engine.contract import (
     parse_contract,
 )
 from engine.errors import ExitCode
-from engine.stream import End, Eval, Event, Measure, Phase, Projection, Run, Step, Verdict
+from engine.stream import End, Eval, Event, Measure, Phase, Projection, Run, Step, Verdict, Vitals
 
 __all__ = [
     "FAIL",
+    "FIRST_PHASE",
     "JUDGE_PHASE",
     "PASS",
     "PENDING",
@@ -44,6 +45,8 @@ __all__ = [
 ]
 
 PASS, FAIL, PENDING, UNKNOWN = "PASS", "FAIL", "PENDING", "UNKNOWN"
+FIRST_PHASE = "import"
+"""What every attempt of a run begins with."""
 JUDGE_PHASE = "judge"
 """The phase whose beginning closes every falsifier that waits for the end; its `detail` is why training ended."""
 
@@ -84,7 +87,8 @@ class Judge:
         self._clock = _Clock()
         self._phase = ""
         self._phase_budget: float | None = None
-        self._step, self._steps_seen, self._step_seconds, self._longest_wait = 0, 0, 0.0, 0.0
+        self._step, self._steps_seen, self._steps_made = 0, 0, 0
+        self._step_seconds = self._longest_wait = 0.0
         self._finals: dict[str, float] = {}
         self._fields = _fields(contract)
         self._changed: dict[str, str] = {}
@@ -97,11 +101,15 @@ class Judge:
 
     def observe(self, event: Event) -> list[Verdict]:
         """The verdicts that this event changed."""
-        if isinstance(event, Verdict | End):  # what was said of the run; nothing of it may change a verdict
+        # What was said of the run or of the machine: nothing of it may change a verdict, not even by its time. A reader
+        # that does not know vitals and skips them judges the same.
+        if isinstance(event, Verdict | End | Vitals):
             return []
         if isinstance(event, Run):
             self._begin(event)
         self._changed.clear()
+        if isinstance(event, Phase) and event.name == FIRST_PHASE:  # between two attempts nobody waited for a step
+            self._clock, self._phase, self._phase_budget = _Clock(), "", None
         self._clock.advance(event.t)
         # Before the event ends the wait: where no heartbeat came in between, it alone shows how long that was.
         for state in self._watchers:
@@ -156,6 +164,7 @@ class Judge:
                 self._longest_wait = max(self._longest_wait, self._clock.waited)
             self._clock.begin_wait()
             self._step, self._steps_seen = event.step, self._steps_seen + 1
+            self._steps_made += not event.again  # what an earlier attempt lost and a later one made again is one step
             self._step_seconds += event.seconds
         elif isinstance(event, Eval):  # between two steps, and no wait for the next one
             self._clock.begin_wait()
@@ -207,9 +216,9 @@ class Judge:
             self._set(state, PASS, f"longest wait {self._longest_wait:.1f} s")
         elif isinstance(f, ExactSteps):
             goal = self._steps_asked()
-            by_budget = reason == "budget" and self._steps_seen < goal
-            ended = _counted(self._steps_seen, "step") + (", ended by the time budget" if by_budget else "")
-            self._set(state, PASS if self._steps_seen == goal or by_budget else FAIL, ended)
+            by_budget = reason == "budget" and self._steps_made < goal
+            ended = _counted(self._steps_made, "step") + (", ended by the time budget" if by_budget else "")
+            self._set(state, PASS if self._steps_made == goal or by_budget else FAIL, ended)
         elif isinstance(f, NoStall):
             self._set(state, UNKNOWN, "not enough data: no step")
         else:
@@ -272,7 +281,8 @@ class Judge:
             by = f" by {100 * f.by:.4g}% or more" if f.by else ""
             return f"{f.metric} {f.direction}{by}"
         if isinstance(f, ExactSteps):
-            return f"exactly {_counted(self._steps_asked(), 'step')}, or fewer by the time budget"
+            budget = ", or fewer by the time budget" if self._run and self._run.budget_seconds is not None else ""
+            return f"exactly {_counted(self._steps_asked(), 'step')}{budget}"
         if isinstance(f, NoStall):
             return f"a step within {f.seconds:g} s or {f.factor:g} mean steps"
         if isinstance(f, Finite):

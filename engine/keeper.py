@@ -17,6 +17,8 @@ from engine.errors import RunError
 from engine.loading import Loaded
 from engine.recorder import Recorder
 from engine.snapshot import Snapshot, capture_random_state, load
+from engine.space import SpaceWatch
+from engine.stream import Vitals
 from engine.windows import Order
 
 RESUME = "resume.json"
@@ -44,6 +46,21 @@ class Totals:
     heldout_initial: float | None = None
     heldout_final: float | None = None
     best: Best | None = None
+
+    @classmethod
+    def of(cls, state: State) -> Totals:
+        """Those that a checkpoint holds."""
+        return cls(
+            step=state.step,
+            tokens=state.tokens,
+            initial_loss=state.initial_loss,
+            final_loss=state.final_loss,
+            train_seconds=state.train_seconds,
+            learned=state.learned,
+            heldout_initial=state.heldout_initial,
+            heldout_final=state.heldout_final,
+            best=state.best,
+        )
 
 
 class Keeper:
@@ -80,7 +97,8 @@ class Keeper:
             log=recorder.log,
             keep_last=config.checkpoint.keep_last,
         )
-        self._saved_step = -1
+        self._space = SpaceWatch(self._checkpoints, recorder.log)
+        self._saved_step, self._finished = -1, False
 
     def resume(self) -> tuple[Totals, OrderState] | None:
         """Puts the newest whole checkpoint back; None where there has never been one.
@@ -104,18 +122,7 @@ class Keeper:
         state = load(path, self._model, self._optimizer, self._recorder.run_id)
         self._recorder.log(f"resumed from {path.name}, step {state.step:,}")
         self._saved_step = state.step
-        totals = Totals(
-            step=state.step,
-            tokens=state.tokens,
-            initial_loss=state.initial_loss,
-            final_loss=state.final_loss,
-            train_seconds=state.train_seconds,
-            learned=state.learned,
-            heldout_initial=state.heldout_initial,
-            heldout_final=state.heldout_final,
-            best=state.best,
-        )
-        return totals, state.order
+        return Totals.of(state), state.order
 
     def kinds_due(self, step: int) -> list[Kind]:
         """Why the state after this step is to be saved by the calendar alone."""
@@ -125,7 +132,10 @@ class Keeper:
     def save(self, kinds: Sequence[Kind], totals: Totals, order: Order, *, wait: bool = False) -> None:
         """Saves the present state; an interrupt that finds its step saved already saves nothing."""
         if list(kinds) == ["interrupt"] and self._saved_step == totals.step:
-            return
+            self._checkpoints.drain()
+            if self._checkpoints.last_error is None:
+                return
+        self._finished = self._finished or "final" in kinds
         state = State(
             step=totals.step,
             tokens=totals.tokens,
@@ -144,6 +154,11 @@ class Keeper:
         self._checkpoints.save(kinds, state, wait=wait)
         if not wait or self._checkpoints.last_error is None:
             self._saved_step = totals.step
+
+    def watch_space(self, vitals: Vitals) -> None:
+        """Warns where the next checkpoint would not fit; for the recorder to call with each look at the machine."""
+        if vitals.disk_free_bytes is not None and not self._finished:
+            self._space.look(vitals.disk_free_bytes, max(self._saved_step, self._recorder.step))
 
     def drain(self) -> None:
         """Waits until nothing is being written."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from engine.cautions import LONG_RUN_STEPS
 from engine.config import RunConfig
 from engine.data import Corpus, load_corpus
 from engine.device import Placement
@@ -17,9 +18,6 @@ from engine.models import CausalLM, align_vocabulary, load_student, load_teacher
 from engine.recorder import Recorder
 from engine.selfcheck import forward_error
 from engine.stream import Measure
-
-LONG_RUN_STEPS = 5_000
-"""From this many steps on, a teacher equal to its student is refused whatever the contract says."""
 
 _PROBE_TOKENS = 64
 
@@ -59,7 +57,7 @@ def load(
     if config.teacher is not None:
         enter("load-teacher", config.teacher.path)
         teacher = load_teacher(config.teacher, placement.device, placement.dtype)
-    enter("load-student", config.student.path or config.student.from_ or "")
+    enter("load-student", config.student.source)
     student = load_student(config.student, placement.device, config.train.seed)
     tokenizer_dir = student.files.tokenizer_dir
     if teacher is not None:
@@ -104,9 +102,10 @@ def _compare(
         recorder.emit(Measure(name="teacher_logit_error", value=error))
         distance = weights_distance(teacher, student)
         recorder.emit(Measure(name="teacher_student_distance", value=distance, detail="relative, over all weights"))
-        if distance == 0 and config.mode == "train" and config.train.steps >= LONG_RUN_STEPS:
+        # Whatever the contract says of it.
+        if distance == 0 and config.mode == "train" and config.steps_asked >= LONG_RUN_STEPS:
             raise RunError(
-                f"teacher and student have the same weights, and {config.train.steps:,} steps were asked for",
+                f"teacher and student have the same weights, and {config.steps_asked:,} steps were asked for",
                 expected="two different models",
                 do="check teacher.path and student.path",
             )

@@ -120,10 +120,9 @@ def load_student(spec: Student, device: torch.device | str, seed: int) -> Causal
     Raises:
         ModelError: as `load_teacher`; or `layers` names layers that the model does not have or cannot be cut to.
     """
-    source = spec.from_ if spec.path is None else spec.path
-    if source is None:
+    source, random = spec.source, spec.starts_random
+    if not source:
         raise ModelError("student: neither path nor from", expected="one of them", do="set student.path")
-    random = spec.init == "random" or (spec.init == "auto" and source == "builtin:student")
     if random and spec.layers is not None:
         raise ModelError(
             "student: init: random with layers", expected="layers of a pretrained model, or random weights"

@@ -16,10 +16,14 @@ import msgspec
 from engine.errors import ExitCode
 from engine.falsifiers import FAIL, PENDING, Contract, Judge
 from engine.human import human_lines
-from engine.stream import End, Event, Heartbeat, Log, Phase, Run, Step, Verdict, decode_line
+from engine.stream import End, Event, Heartbeat, Log, Phase, Run, Step, Verdict, Vitals, decode_line
 from engine.stream_writer import StreamWriter
+from engine.vitals import Machine, proc_bytes
 
 HEARTBEAT_SECONDS = 5.0
+VITALS_SECONDS = 10.0
+_FIRST_VITALS_SECONDS = 1.0
+"""After the start: so long the processor is watched for its first figure."""
 _WATCH_SECONDS = 0.5
 _LOCK_SECONDS = 2.0
 DeviceMemory = Callable[[], tuple[int, int] | None]
@@ -47,6 +51,9 @@ class Recorder:
         self._device: tuple[int, int] | None = None
         self._failures_told = 0
         self.device_memory: DeviceMemory = lambda: None
+        self.machine = Machine(path.parent)
+        self.on_vitals: Callable[[Vitals], None] = lambda vitals: None
+        """Called after each of them, from their thread."""
         self.phase, self.step = "start", 0
         self.phase_seconds: dict[str, float] = {}
         self._phase_started = time.monotonic()
@@ -135,19 +142,25 @@ class Recorder:
             self._change_phase("")
             self.emit(end)
             self._ended.set()
+            self.machine.close()
             self._writer.close()
             return True
 
     def start_heartbeat(self, deadline: float | None, started: float) -> None:
-        """Starts the threads that say the process lives, and that end a smoke which overran its budget.
+        """Starts the threads that say the process lives and how the machine does, and end a smoke over its budget.
 
         Args:
             deadline: `time.monotonic()` after which the process is ended with exit code 4, whatever it is doing.
             started: `time.monotonic()` when the engine started.
         """
         self.emit(self._beat())
-        for name, work, arguments in (("heartbeat", self._watch, (deadline, started)), ("device", self._sample, ())):
-            threading.Thread(target=work, args=arguments, name=name, daemon=True).start()
+        threads: dict[str, Callable[[], None]] = {
+            "heartbeat": lambda: self._watch(deadline, started),
+            "device": self._sample,
+            "vitals": self._look,
+        }
+        for name, work in threads.items():
+            threading.Thread(target=work, name=name, daemon=True).start()
 
     def _watch(self, deadline: float | None, started: float) -> None:
         due = time.monotonic() + HEARTBEAT_SECONDS
@@ -191,13 +204,25 @@ class Recorder:
             except Exception:  # noqa: BLE001 - whatever a driver raises, it is no figure and nothing more
                 self._device = None
 
+    def _look(self) -> None:
+        """Looks at the machine in a thread of its own, for the same reason: a disk can hang as well as a driver."""
+        wait = min(_FIRST_VITALS_SECONDS, VITALS_SECONDS)
+        while not self._ended.wait(wait):
+            wait = VITALS_SECONDS
+            try:
+                vitals = self.machine.look()
+                self.emit(vitals)
+                self.on_vitals(vitals)
+            except Exception as error:  # noqa: BLE001 - they only tell, and must not end what they tell of
+                self._say(f"warning: vitals: {type(error).__name__}: {error}")
+
     def _beat(self) -> Heartbeat:
         device = self._device
         return Heartbeat(
             phase=self.phase,
             step=self.step,
-            rss_bytes=_proc_kib("/proc/self/status", "VmRSS") or 0,
-            host_free_bytes=_proc_kib("/proc/meminfo", "MemAvailable"),
+            rss_bytes=proc_bytes("/proc/self/status", "VmRSS") or 0,
+            host_free_bytes=proc_bytes("/proc/meminfo", "MemAvailable"),
             device_used_bytes=device[0] if device else None,
             device_total_bytes=device[1] if device else None,
         )
@@ -232,15 +257,4 @@ class Recorder:
 
 def peak_rss_bytes() -> int:
     """Largest resident size of this process so far, 0 where the platform does not tell."""
-    return _proc_kib("/proc/self/status", "VmHWM") or 0
-
-
-def _proc_kib(path: str, key: str) -> int | None:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith(key + ":"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        return None
-    return None
+    return proc_bytes("/proc/self/status", "VmHWM") or 0

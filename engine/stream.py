@@ -84,10 +84,10 @@ class Heartbeat(Event, frozen=True, kw_only=True):
 
 
 class Vitals(Event, frozen=True, kw_only=True):
-    """How the machine fares; None where it gives no figure.
+    """How the machine does, every ten seconds; None where it gives no figure, as on a CPU for all of the GPU's.
 
-    `cpu_percent` is that of the whole host, all cores together 100. With `unified_memory` the device has no memory of
-    its own, and the host's figures are both.
+    Percentages are 0 to 100, the processor's over all cores and the time since the event before. The disk is the run
+    directory's. With `unified_memory` the GPU uses the host's memory, and its figures are the host's.
     """
 
     cpu_percent: float | None = None
@@ -217,20 +217,9 @@ _FLOAT_FIELDS: dict[str, frozenset[str]] = {
     for tag, cls in _BY_TAG.items()
 }
 _decoder = msgspec.json.Decoder(
-    Run
-    | Phase
-    | Heartbeat
-    | Vitals
-    | Measure
-    | Step
-    | Eval
-    | Checkpoint
-    | CheckpointFailed
-    | Projection
-    | Verdict
-    | Log
-    | End
-)
+    Run | Phase | Heartbeat | Vitals | Measure | Step | Eval
+    | Checkpoint | CheckpointFailed | Projection | Verdict | Log | End
+)  # fmt: skip
 _encoder = msgspec.json.Encoder()
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 import msgspec
 
 from engine.errors import StreamError
-from engine.stream import MAX_LINE_BYTES, VERSION, Event, Heartbeat, encode
+from engine.stream import MAX_LINE_BYTES, VERSION, Event, Heartbeat, Vitals, encode
 
 
 class StreamWriter:
@@ -33,11 +33,13 @@ class StreamWriter:
     """
 
     max_backlog: ClassVar[int] = 10_000
-    """Events kept in memory while the disk is full; beyond it heartbeats, and they alone, are left out."""
+    """Events kept in memory while the disk is full; beyond it heartbeats and vitals, and they alone, are left out."""
 
     def __init__(self, path: Path, run: str) -> None:
         self._lock = threading.RLock()
         self._run = run
+        # From here on a clock that cannot jump: how long something took can be told from the stamps of an attempt.
+        self._epoch = time.time() - time.monotonic()
         self._backlog: deque[bytes] = deque()
         self._torn_at: int | None = None
         self.failed_writes = 0
@@ -56,15 +58,16 @@ class StreamWriter:
     def emit(self, event: Event) -> Event:
         """Stamps the event with version, run, seq and time, appends it, and returns it as stamped.
 
-        Whatever the disk does, this returns; a heartbeat that was left out comes back as it was, with seq -1.
+        Whatever the disk does, this returns; a heartbeat or vitals left out come back as they were, with seq -1.
         """
         with self._lock:
             if self._fd < 0:
                 raise ValueError("emit on a closed stream")
-            if len(self._backlog) >= self.max_backlog and isinstance(event, Heartbeat):
+            if len(self._backlog) >= self.max_backlog and isinstance(event, Heartbeat | Vitals):
                 self._flush()
                 return event
-            stamped = msgspec.structs.replace(event, v=VERSION, run=self._run, seq=self._seq, t=time.time())
+            now = self._epoch + time.monotonic()
+            stamped = msgspec.structs.replace(event, v=VERSION, run=self._run, seq=self._seq, t=now)
             self._backlog.append(encode(stamped))
             self._seq += 1
             self._flush()

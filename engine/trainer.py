@@ -10,16 +10,17 @@ from pathlib import Path
 import torch
 
 from engine.account import against, provenance, run_event, summary
+from engine.cautions import cautions
 from engine.checkpoint import DIRECTORY as CHECKPOINTS
 from engine.checkpoint import Best, Kind
 from engine.config import RunConfig
-from engine.device import device_memory, device_peak_bytes, place
+from engine.device import device_memory, device_peak_bytes, place, smi_name
 from engine.distill import Pair
 from engine.errors import DataError, ExitCode
 from engine.export import checkpoint_seconds, export, weights_digests
 from engine.falsifiers import FAIL, JUDGE_PHASE, exit_code_of
 from engine.keeper import Keeper, Totals
-from engine.loading import LONG_RUN_STEPS, Loaded, load
+from engine.loading import Loaded, load
 from engine.models import CausalLM
 from engine.optimizer import adamw, learning_rate
 from engine.projection import MIN_STEPS, FixedCosts, project
@@ -93,6 +94,7 @@ class Trainer:
             torch.set_num_threads(self.config.train.threads)
         torch.manual_seed(self.config.train.seed)
         self.recorder.device_memory = lambda: device_memory(self.placement.device)
+        self.recorder.machine.gpu = smi_name(self.placement.device)
         self.recorder.emit(run_event(self.config, self.placement, self.contract_digest))
 
         self._enter("self-check")
@@ -164,14 +166,14 @@ class Trainer:
 
     def _keep(self, loaded: Loaded, optimizer: torch.optim.Optimizer) -> None:
         """Sets the checkpoints of a full run up, and goes on from the newest one where this is a later attempt."""
-        if not self.config.checkpoint.every_steps and self.config.train.steps >= LONG_RUN_STEPS:
-            steps = self.config.train.steps
-            self.recorder.log(f"{steps:,} steps without a periodic checkpoint: a fault loses all of them", "warning")
+        for caution in cautions(self.config):
+            self.recorder.log(caution, "warning")
         self.keeper = Keeper(self.run_dir, self.config, loaded, optimizer, self.recorder, self.placement.device)
         found = self.keeper.resume() if self.recorder.attempt > 1 else None
         if found is not None:
             self.totals, at = found
             self.order = Order(loaded.corpus.train, at.seed, at.epoch, at.position)
+        self.recorder.on_vitals = self.keeper.watch_space
 
     def _save(self, kinds: Sequence[Kind], *, wait: bool = False) -> None:
         """Saves the present state of a full run, once there is something to save."""
@@ -192,9 +194,8 @@ class Trainer:
         warmup = self.config.smoke.warmup_steps if self.smoke else train.warmup_steps
         order, totals = self.order, self.totals
         assert order is not None
-        limit, reason = train.steps, "steps"
-        if self.smoke and self.config.smoke.max_steps is not None and self.config.smoke.max_steps < limit:
-            limit, reason = self.config.smoke.max_steps, "max_steps"
+        limit = self.config.steps_asked
+        reason = "steps" if limit == train.steps else "max_steps"
         pair.student.model.train()
         trained = totals.train_seconds
         self.train_started = last = time.monotonic()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,31 +32,44 @@ def edges(low: float, high: float, columns: int) -> Column:
     return low * (1.0 - share) + high * share
 
 
-def bounds(x: Column, at: Column) -> Rows:
-    """The first row of each column, and the row after the last, shape [columns + 1]; the right edge counts as inside.
-
-    Args:
-        x: never falling, shape [rows].
-        at: as from `edges`.
-    """
-    rows = np.searchsorted(x, at)
-    rows[-1] = np.searchsorted(x, at[-1], "right")
-    return rows
-
-
 def envelope(track: Track, rows: Rows) -> Envelope:
     """The envelope of a column of numbers over columns of dots.
 
     Args:
         track: the numbers.
-        rows: as from `bounds`.
+        rows: as from `Lane.columns`.
     """
+    return Envelope(*_only_new(track, "envelope", rows, partial(_envelope, track)))
+
+
+def averaged(track: Track, beta: float, rows: Rows) -> Column:
+    """The moving average as it stands at the end of each column, NaN where a column has no finite value."""
+    line: Column = _only_new(track, beta, rows, partial(_averaged, track, track.average(beta)))[0]
+    return line
+
+
+def _only_new(track: Track, what: object, rows: Rows, compute: Callable[[Rows], Column]) -> Column:
+    """What `compute` finds for these columns; asked only for the stretch of them that is not as it was last time."""
+    before, found = track.drawn.get(what, (rows[:0], np.empty((0, 0))))
+    if len(before) == len(rows):
+        moved = np.flatnonzero(before != rows)
+        if len(moved):
+            first, after = max(0, int(moved[0]) - 1), min(len(rows) - 1, int(moved[-1]) + 1)
+            found = found.copy()
+            found[:, first:after] = compute(rows[first : after + 1])
+    else:
+        found = compute(rows)
+    track.drawn[what] = rows, found
+    return found
+
+
+def _envelope(track: Track, rows: Rows) -> Column:
     clean = track.clean
-    count = len(rows) - 1
-    low, high, first, last = (np.full(count, np.nan) for _ in range(4))
+    values = np.full((4, len(rows) - 1), np.nan)
+    low, high, first, last = values
     filled = np.flatnonzero(rows[1:] > rows[:-1])
     if not len(filled):
-        return Envelope(low, high, first, last)
+        return values
     begin, after = rows[filled], rows[filled + 1]
     low[filled], high[filled] = _extremes(track, begin, after)
     first[filled], last[filled] = clean[begin], clean[after - 1]
@@ -63,7 +78,15 @@ def envelope(track: Track, rows: Rows) -> Envelope:
             finite = clean[rows[column] : rows[column + 1]]
             finite = finite[~np.isnan(finite)]
             first[column], last[column] = finite[0], finite[-1]
-    return Envelope(low, high, first, last)
+    return values
+
+
+def _averaged(track: Track, average: Column, rows: Rows) -> Column:
+    finite = track.finite_before(rows)
+    line = np.full((1, len(rows) - 1), np.nan)
+    filled = np.flatnonzero(finite[1:] > finite[:-1])
+    line[0, filled] = average[finite[filled + 1] - 1]
+    return line
 
 
 def _extremes(track: Track, begin: Rows, after: Rows) -> tuple[Column, Column]:
@@ -103,15 +126,6 @@ def _ranges(begin: Rows, after: Rows) -> Rows:
     return rows
 
 
-def averaged(track: Track, beta: float, rows: Rows) -> Column:
-    """The moving average as it stands at the end of each column, NaN where a column has no finite value."""
-    finite = track.finite_before(rows)
-    line = np.full(len(rows) - 1, np.nan)
-    filled = np.flatnonzero(finite[1:] > finite[:-1])
-    line[filled] = track.average(beta)[finite[filled + 1] - 1]
-    return line
-
-
 def joints(shown: Mask, rows: Rows, gaps: Rows) -> tuple[Rows, Rows]:
     """Which columns are joined by a line: pairs of neighbours among those shown, left and right.
 
@@ -119,7 +133,7 @@ def joints(shown: Mask, rows: Rows, gaps: Rows) -> tuple[Rows, Rows]:
 
     Args:
         shown: columns with something to draw, shape [columns].
-        rows: as from `bounds`.
+        rows: as from `Lane.columns`.
         gaps: rows before which there is a gap.
     """
     there = np.flatnonzero(shown)

@@ -10,7 +10,7 @@ import numpy as np
 from console.chart import marks
 from console.chart.braille import ACROSS, BLANK, DOWN, characters, dots
 from console.chart.canvas import CURSOR, Canvas
-from console.chart.envelope import Envelope, averaged, bounds, edges, envelope, joints, stroke
+from console.chart.envelope import Envelope, averaged, edges, envelope, joints, stroke
 from console.chart.grown import Column, Rows
 from console.chart.lane import Axis, Lane
 from console.chart.legend import legend
@@ -112,15 +112,12 @@ def window_of(plot: Plot, look: Look) -> tuple[float, float]:
 def shapes_of(plot: Plot, look: Look, window: tuple[float, float], columns: int) -> list[Shape]:
     """Every curve in so many columns of a window."""
     at = edges(*window, columns)
-    found: dict[tuple[int, float], Rows] = {}
     shapes = []
     for curve in plot.curves:
-        if not curve.lane.rows:
+        lane = curve.lane
+        if not lane.rows:
             continue
-        lane, origin = curve.lane, curve.zero(look.axis)
-        rows = found.get((id(lane), origin))
-        if rows is None:
-            rows = found[id(lane), origin] = bounds(lane.x(look.axis), at + origin)
+        rows = lane.columns(look.axis, at + curve.zero(look.axis))
         track = lane.tracks[curve.column]
         line = averaged(track, look.smoothing, rows) if look.smoothing and curve.kind != "points" else None
         shape = envelope(track, rows)

@@ -30,6 +30,8 @@ class Track:
         self._bad = Grown(np.intp)
         self._averages: dict[float, tuple[Ema, int]] = {}
         self._lows, self._highs = Grown(np.float64), Grown(np.float64)
+        self.drawn: dict[object, tuple[Rows, Column]] = {}
+        """What was computed last for columns of dots, and the rows of each column; see `console.chart.envelope`."""
         self.nonzero = False
         """Some value is not zero."""
 
@@ -41,6 +43,7 @@ class Track:
                 self._averages[beta] = ema, length
         self._bad.cut(int(np.searchsorted(self._bad.values, length)))
         self._raw = self._raw[:length]
+        self.drawn.clear()
         self._lows.cut(length // BLOCK)
         self._highs.cut(length // BLOCK)
         if self._clean is not None:
@@ -120,6 +123,7 @@ class Lane:
         self._bad_since = Grown(np.intp)
         self._gaps: dict[Axis, tuple[int, Rows]] = {}
         self._usual: dict[Axis, tuple[int, float]] = {}
+        self._columns: dict[Axis, tuple[int, Column, Rows]] = {}
 
     def update(self, step: Column, t: Column, columns: Mapping[str, Column]) -> bool:
         """Takes the columns of a later or earlier moment of the same run, or of another run.
@@ -155,6 +159,7 @@ class Lane:
         self._step, self._raw_time = self._step[:length], self._raw_time[:length]
         self._gaps.clear()
         self._usual.clear()
+        self._columns.clear()
 
     def _extend(self, step: Column, t: Column, columns: Mapping[str, Column]) -> None:
         begin = len(self._step)
@@ -181,6 +186,27 @@ class Lane:
     def x(self, axis: Axis) -> Column:
         """Step numbers, or Unix seconds that never fall, shape [rows]."""
         return (self._step if axis == "step" else self._time.values)[: self.rows]
+
+    def columns(self, axis: Axis, at: Column) -> Rows:
+        """The first row of each column of dots, and the row after the last; the right edge counts as inside.
+
+        Args:
+            axis: what stands on x.
+            at: where the columns begin and the last one ends, shape [columns + 1]; see `console.chart.envelope.edges`.
+        """
+        x = self.x(axis)
+        known, before, rows = self._columns.get(axis, (0, at, np.zeros(len(at), np.intp)))
+        if known > self.rows or not np.array_equal(before, at):
+            known, rows = 0, np.zeros(len(at), np.intp)
+        if known < self.rows:
+            # Only edges that lay behind all rows can have moved.
+            first = int(np.searchsorted(rows, known))
+            rows = rows.copy()
+            rows[first:] = known + np.searchsorted(x[known:], at[first:])
+            if first < len(rows):
+                rows[-1] = known + np.searchsorted(x[known:], at[-1], "right")
+            self._columns[axis] = self.rows, at, rows
+        return rows
 
     def values(self, name: str) -> Column:
         """A column as it came, shape [rows]."""

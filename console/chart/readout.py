@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from console.chart.envelope import bounds
+from console.chart.envelope import edges
 from console.chart.frame import Frame, Look, nearest
 from console.chart.grown import Column
 from console.chart.lane import Axis, Lane
@@ -29,16 +29,11 @@ def worst_in(frame: Frame, curve: Curve, axis: Axis, cell: int) -> int | None:
 
 def rows_in(frame: Frame, curve: Curve, axis: Axis, cell: int) -> tuple[int, int]:
     """The first row in a column of cells, and the row after the last."""
-    low, high = frame.window
-    width = max(1, frame.box.width)
-    at = low * (1 - np.array([cell, cell + 1]) / width) + high * (np.array([cell, cell + 1]) / width)
+    at = edges(*frame.window, frame.box.width)[cell : cell + 2] + curve.zero(axis)
     x = curve.lane.x(axis)
-    zero = curve.zero(axis)
-    if cell == width - 1:
-        first, after = bounds(x, at + zero)
-    else:
-        first, after = np.searchsorted(x, at + zero)
-    return int(first), int(after)
+    first = int(np.searchsorted(x, at[0]))
+    after = int(np.searchsorted(x, at[1], "right" if cell == frame.box.width - 1 else "left"))
+    return first, after
 
 
 def readout(frame: Frame, plot: Plot, look: Look, steps: StepSeries | None) -> list[str]:

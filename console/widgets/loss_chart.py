@@ -220,6 +220,11 @@ class LossChart(Widget, can_focus=True):
         self._see(self._sight.turned())
 
     @property
+    def sight(self) -> Sight:
+        """What is looked at, and how."""
+        return self._sight
+
+    @property
     def readout(self) -> str:
         """What the cursor says; empty without one."""
         return self._texts[1]

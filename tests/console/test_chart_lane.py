@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from console.chart.envelope import averaged, bounds, edges, envelope
+from console.chart.envelope import averaged, edges, envelope
 from console.chart.lane import Lane
 from console.chart.smooth import Ema
 from tests.console.chart_runs import Floats
@@ -72,7 +72,7 @@ def test_the_envelope_is_the_one_found_by_looking_at_every_row(data: st.DataObje
     found = lane(values, data.draw(st.lists(st.integers(0, len(values)), max_size=3)))
     low = data.draw(st.floats(-10, len(values)))
     columns = data.draw(st.integers(1, 40))
-    rows = bounds(found.x("step"), edges(low, low + data.draw(st.floats(0.1, len(values) + 20)), columns))
+    rows = found.columns("step", edges(low, low + data.draw(st.floats(0.1, len(values) + 20)), columns))
     drawn = envelope(found.tracks["loss"], rows)
     line = averaged(found.tracks["loss"], 0.9, rows)
     finite = values[np.isfinite(values)]
@@ -92,7 +92,8 @@ def test_the_envelope_is_the_one_found_by_looking_at_every_row(data: st.DataObje
 @given(st.data())
 def test_every_row_is_in_one_column(data: st.DataObject) -> None:
     steps = np.cumsum(np.array(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=99)), np.float64))
-    rows = bounds(steps, edges(steps[0], steps[-1] + (len(steps) == 1), data.draw(st.integers(1, 50))))
+    at = edges(steps[0], steps[-1] + (len(steps) == 1), data.draw(st.integers(1, 50)))
+    rows = lane(steps, steps=steps).columns("step", at)
     assert (rows[0], rows[-1]) == (0, len(steps))
     assert (np.diff(rows) >= 0).all()
 
@@ -126,7 +127,7 @@ def test_steps_that_were_made_again_replace_the_earlier_ones(data: st.DataObject
     found.tracks["loss"].average(0.9)
     t = 1e9 + np.arange(1.0, len(new) + 1.0)
     found.update(t - 1e9, t, {"loss": new})
-    rows = bounds(fresh.x("step"), edges(0, len(new) + 1, 7))
+    rows = fresh.columns("step", edges(0, len(new) + 1, 7))
     for now, then in zip(
         (*vars(envelope(found.tracks["loss"], rows)).values(), averaged(found.tracks["loss"], 0.9, rows)),
         (*vars(envelope(fresh.tracks["loss"], rows)).values(), averaged(fresh.tracks["loss"], 0.9, rows)),
@@ -135,6 +136,28 @@ def test_steps_that_were_made_again_replace_the_earlier_ones(data: st.DataObject
         assert now == pytest.approx(then, nan_ok=True, rel=1e-9, abs=1e-6)
     assert found.bad.tolist() == fresh.bad.tolist()
     assert found.gaps("time").tolist() == fresh.gaps("time").tolist()
+
+
+@given(st.data())
+def test_a_picture_kept_while_a_run_grows_shrinks_or_is_made_again_is_the_one_made_anew(data: st.DataObject) -> None:
+    values = np.array(data.draw(st.lists(ANY, min_size=1, max_size=150)))
+    at = edges(data.draw(st.floats(-5, 50)), data.draw(st.floats(60, 200)), data.draw(st.integers(1, 12)))
+    kept = lane(values[:1])
+    for _ in range(4):
+        if data.draw(st.booleans()):
+            values = np.where(np.arange(len(values)) < data.draw(st.integers(0, 150)), values, values + 1)
+        n = data.draw(st.integers(1, len(values)))
+        steps = np.arange(1.0, n + 1.0)
+        kept.update(steps, 1e9 + steps, {"loss": values[:n]})
+        fresh = lane(values[:n])
+        rows = kept.columns("step", at)
+        assert rows.tolist() == fresh.columns("step", at).tolist()
+        assert rows.tolist() == [*np.searchsorted(steps, at[:-1]).tolist(), np.searchsorted(steps, at[-1], "right")]
+        now, then = (envelope(each.tracks["loss"], rows) for each in (kept, fresh))
+        for one, other in zip(vars(now).values(), vars(then).values(), strict=True):
+            assert one.tolist() == pytest.approx(other.tolist(), nan_ok=True, rel=0, abs=0)
+        lines = [averaged(each.tracks["loss"], 0.9, rows) for each in (kept, fresh)]
+        assert lines[0] == pytest.approx(lines[1], nan_ok=True, rel=1e-9, abs=1e-6)
 
 
 def test_a_look_into_the_past_and_back_changes_nothing() -> None:

@@ -66,6 +66,8 @@ def test_headless_needs_a_command(desk: Desk) -> None:
         (["--headless", "smoke", "a.yaml", "b.yaml"], "unexpected extra argument"),
         (["--headless", "smoke", "--max-steps"], "requires an argument"),
         (["--headless", "train"], "give either CONFIG or --resume RUN"),
+        (["--headless", "train", "--resume", "x", "--max-steps", "5"], "leave out --max-steps"),
+        (["--headless", "train", "--resume", "x", "--set", "train.steps=5"], "leave out --set"),
         (["--headless", "attach"], "Missing argument 'RUN'"),
         (["stop", "x", "--grace", "-1"], "--grace"),
         (["runs", "extra"], "unexpected extra argument"),
@@ -88,18 +90,26 @@ def test_without_a_screen_the_hint_is_to_go_headless(desk: Desk, arguments: list
 
 @pytest.mark.parametrize("value", ["0", "-1", "ten", "1.5", "1e3", "true", "null", ""])
 def test_max_steps_that_is_no_positive_integer_is_refused(desk: Desk, value: str) -> None:
-    line = desk.call("--headless", "smoke", "--max-steps", value).refused("smoke.max_steps")
+    line = desk.call("--headless", "smoke", "--max-steps", value).refused("--max-steps: ")
     assert "expected an integer of at least 1" in line
+    assert "smoke.max_steps" not in line
+
+
+def test_max_steps_of_a_full_run_is_held_to_its_steps_and_named_as_it_was_typed(desk: Desk) -> None:
+    desk.write("config.yaml", CONFIG + "train: {steps: 600}\n")
+    command = ["--headless", "train", "config.yaml", "--max-steps"]
+    desk.call(*command, "0").refused("error: --max-steps: 0: expected an integer of at least 1")
+    desk.call(*command, "601").refused("error: --max-steps: 601: expected at most train.steps (600)")
 
 
 @pytest.mark.parametrize("value", ["0", "-5", "ten", "nan", "inf", "1e400", "null", ""])
 def test_a_budget_that_is_no_positive_number_is_refused(desk: Desk, value: str) -> None:
-    line = desk.call("--headless", "smoke", "--budget", value).refused("smoke.budget_seconds")
+    line = desk.call("--headless", "smoke", "--budget", value).refused("--budget: ")
     assert "expected a number above 0" in line
 
 
 def test_project_to_that_is_no_positive_integer_is_refused(desk: Desk) -> None:
-    desk.call("--headless", "smoke", "--project-to", "0").refused("smoke.project_to: 0: expected an integer")
+    desk.call("--headless", "smoke", "--project-to", "0").refused("--project-to: 0: expected an integer")
 
 
 def test_an_unknown_key_is_refused_with_file_path_and_nearest_key(desk: Desk) -> None:
@@ -116,8 +126,8 @@ def test_a_variable_is_held_to_the_same_schema(desk: Desk) -> None:
 def test_a_flag_wins_over_set_and_both_over_the_file(desk: Desk) -> None:
     desk.write("config.yaml", CONFIG + "smoke: {max_steps: 5}\n")
     arguments = ["--headless", "smoke", "config.yaml", "--set", "smoke.max_steps=0", "--max-steps", "-7"]
-    desk.call(*arguments).refused("smoke.max_steps: -7")
-    desk.call(*arguments[:-2]).refused("smoke.max_steps: 0")
+    desk.call(*arguments).refused("--max-steps: -7")
+    desk.call(*arguments[:-2]).refused("--set smoke.max_steps: 0")
 
 
 @pytest.mark.parametrize(

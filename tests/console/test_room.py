@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 
 from console import room as room_module
 from console.room import Free, Gpu, find_gpu, free_disk, free_memory, look, require_room, table
-from engine.config import RunConfig, load_config
+from engine.config import RunConfig, load_config, template
 from engine.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +121,30 @@ def test_a_production_run_that_fits_nowhere_is_refused_with_its_table_in_under_f
     assert "1.54 G" in done.stdout
     assert "error: not enough room: memory:" in done.stderr
     assert not (tmp_path / "evidence").exists()
+
+
+def test_the_production_template_is_refused_on_a_small_machine_without_a_weight_being_read(
+    production: Path, tmp_path: Path
+) -> None:
+    models = [
+        option for role, name in (("teacher", "1.5b"), ("student", "0.5b")) for option in ("--set", f"{role}={name}")
+    ]
+    config = tmp_path / "gx10.yaml"
+    config.write_text(template("gx10"))
+    device = ("--set", "train.device=cpu", "--set", "train.batch=65536")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", COMMAND, "room", str(config), *models, *device],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=5,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "1.54 G" in done.stdout
+    assert "50,000 steps" in done.stdout
+    assert "error: not enough room: memory:" in done.stderr
 
 
 def test_figures_of_the_production_run_are_in_the_range_that_is_known(production: Path, tmp_path: Path) -> None:

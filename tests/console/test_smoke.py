@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,7 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.console_rig import ROOT, Desk, Outcome, RunFiles, side_by_side, write_corpus
+from engine.config import fingerprint, gate_fingerprint, load_config
+from tests.console_rig import ROOT, Desk, Outcome, RunFiles, side_by_side, until, write_corpus
 
 SMOKE_LINE = re.compile(
     r"\[SMOKE\] 12 steps in \d+\.\d{2}s: initial_loss=\d+\.\d{4}, final_loss=\d+\.\d{4}, throughput=\d+\.\d{2} step/s"
@@ -48,7 +51,20 @@ TRAIN_CONFIG = """\
 teacher: builtin:teacher
 student: builtin:student
 data: {path: CORPUS, heldout_windows: 4}
-train: {steps: 12, batch: 2, sequence: 32, warmup_steps: 2, learning_rate: 3.0e-3, threads: 1}
+train: {steps: 40, batch: 2, sequence: 32, warmup_steps: 2, learning_rate: 3.0e-3, threads: 1}
+"""
+WITHOUT_US = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path, prompt = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path)
+ids = tokenizer(prompt, return_tensors="pt").input_ids
+made = model.generate(ids, max_new_tokens=16, do_sample=False)
+assert not {"engine", "console", "dispatch"} & {name.partition(".")[0] for name in sys.modules}
+print(tokenizer.decode(made[0], skip_special_tokens=True))
 """
 
 
@@ -63,7 +79,19 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     def train() -> Outcome:
         config = desk().write("config.yaml", TRAIN_CONFIG.replace("CORPUS", str(corpus)))
         place = Desk(tmp_path_factory.mktemp("desk"))
-        outcome = place.call("--headless", "train", str(config))
+        outcome = place.call("--headless", "train", str(config), "--max-steps", "12")
+        place.is_quiet()
+        return outcome
+
+    def unsaved() -> Outcome:
+        place = desk()
+        config = place.write("config.yaml", TRAIN_CONFIG.replace("CORPUS", str(corpus)))
+        long = ("--set", "train.steps=20000", "--set", "checkpoint.every_steps=0", "--quiet")
+        going = place.start("--headless", "train", str(config), *long)
+        until(lambda: place.run.has("step"), "a step")
+        stopped = place.call("stop", place.run.path.name)
+        assert stopped.rc == 0, stopped.said
+        outcome = going.wait()
         place.is_quiet()
         return outcome
 
@@ -72,6 +100,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         "seven": lambda: desk().smoke("--max-steps", "7", "--json", corpus=corpus),
         "hurried": lambda: desk().smoke("--budget", "3", corpus=corpus),
         "train": train,
+        "unsaved": unsaved,
     }
     wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
     return side_by_side({name: job for name, job in jobs.items() if name in wanted})
@@ -95,6 +124,11 @@ def hurried(runs: dict[str, Future[Outcome]]) -> Outcome:
 @pytest.fixture(scope="module")
 def train(runs: dict[str, Future[Outcome]]) -> Outcome:
     return runs["train"].result()
+
+
+@pytest.fixture(scope="module")
+def unsaved(runs: dict[str, Future[Outcome]]) -> Outcome:
+    return runs["unsaved"].result()
 
 
 @pytest.fixture(scope="module")
@@ -268,14 +302,29 @@ def test_a_loss_changed_afterwards_is_noticed(good: Outcome, desk: Desk) -> None
     assert "F-DISTILL-SMOKE-001: the engine says PASS, the stream says FAIL" in outcome.text
 
 
+@pytest.mark.parametrize("name", ["launch.log", "dispatch.json", "config.yaml"])
+def test_one_byte_changed_afterwards_is_named_and_exits_1(good: Outcome, desk: Desk, name: str) -> None:
+    copy = RunFiles(shutil.copytree(good.run.path, desk.cwd / "doctored"))
+    raw = bytearray((copy.path / name).read_bytes())
+    raw[raw.rindex(b"0")] = ord("1")
+    (copy.path / name).write_bytes(raw)
+    outcome = desk.call("--headless", "attach", str(copy.path))
+    assert outcome.rc == 1, outcome.said
+    assert f"since the run ended: {name}: changed" in outcome.err
+    assert f"✘ NO-GO not as it was when the run ended: {name}: changed" in outcome.text
+    document = json.loads(desk.call("--headless", "attach", str(copy.path), "--json", "--quiet").out)
+    assert (document["status"], document["decision"], document["exit_code"]) == ("CHANGED", "NO-GO", 1)
+    assert name in document["reason"]
+
+
 def test_attach_leaves_the_checksums_of_a_finished_run_alone(good: Outcome, desk: Desk) -> None:
     copy = RunFiles(shutil.copytree(good.run.path, desk.cwd / "doctored"))
     sums = (copy.path / "SHA256SUMS").read_text()
     with (copy.path / "launch.log").open("a") as log:
         log.write("added afterwards\n")
     outcome = desk.call("--headless", "attach", str(copy.path))
+    assert outcome.rc == 1, outcome.said
     assert (copy.path / "SHA256SUMS").read_text() == sums
-    assert "launch.log" in outcome.err
 
 
 def test_max_steps_makes_exactly_that_many_steps(seven: Outcome) -> None:
@@ -312,11 +361,35 @@ def test_the_engine_ends_within_five_seconds_of_its_budget(hurried: Outcome) -> 
     assert json.loads((hurried.run.path / "exit.json").read_text())["seconds"] <= 3 + 5
 
 
-def test_train_runs_to_its_last_step_and_writes_a_model_that_transformers_loads(train: Outcome) -> None:
+def test_train_with_max_steps_makes_exactly_that_many_and_is_complete(train: Outcome) -> None:
     assert train.rc == 0, train.said
-    assert "COMPLETED" in train.out
-    assert len(train.run.events("step")) == 12
+    assert "✔ COMPLETED max_steps is reached" in train.text
+    assert [event["step"] for event in train.run.events("step")] == list(range(1, 13))
+    [run] = train.run.events("run")
+    assert (run["target_steps"], run["max_steps"]) == (40, 12)
+    [last] = train.run.events("checkpoint")[-1:]
+    assert (last["step"], "final" in last["kind"]) == (12, True)
+    verdicts = last_verdicts(train.run)
+    assert (verdicts["FT-SMOKE-001"], verdicts["F-EXPORT-001"]) == ("PASS", "PASS")
 
+
+def test_its_learning_rate_is_that_of_the_whole_run(train: Outcome) -> None:
+    from engine.optimizer import learning_rate
+
+    config = load_config(train.run.path / "config.yaml")
+    told = [event["lr"] for event in train.run.events("step")]
+    assert told == [learning_rate(step, config.train, config.train.warmup_steps) for step in range(1, 13)]
+    assert told[-1] > config.train.learning_rate / 2, "not near the end of its schedule"
+
+
+def test_it_shares_its_gate_fingerprint_with_the_run_that_it_shortens(train: Outcome) -> None:
+    [run] = train.run.events("run")
+    whole = load_config(train.run.path / "config.yaml", sets=["train.max_steps=null"])
+    assert run["gate"] == gate_fingerprint(whole)
+    assert run["config"] != fingerprint(whole)
+
+
+def test_train_writes_a_model_that_transformers_loads(train: Outcome) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -327,6 +400,46 @@ def test_train_runs_to_its_last_step_and_writes_a_model_that_transformers_loads(
         loss = float(model(input_ids=ids, labels=ids).loss)
     # Trained: better than knowing nothing, which costs log(vocabulary).
     assert loss < math.log(model.config.vocab_size) - 1
+
+
+def test_the_model_continues_a_line_where_nothing_of_ours_is_installed(train: Outcome, tmp_path: Path) -> None:
+    model = shutil.copytree(train.run.path / "model", tmp_path / "model")
+    prompt = "def f1(x):"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", WITHOUT_US, str(model), prompt],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    assert done.stdout.startswith(prompt)
+    assert len(done.stdout.strip()) > len(prompt)
+
+
+def test_a_long_run_that_nothing_is_saved_of_is_told_before_launch_and_in_the_stream(unsaved: Outcome) -> None:
+    words = "20,000 steps without a periodic checkpoint: a crash loses all of them"
+    assert unsaved.rc == 130, unsaved.said
+    [line] = unsaved.err.splitlines()
+    assert line.startswith(f"warning: {words}"), "whatever --quiet leaves out"
+    [log] = [event for event in unsaved.run.events("log") if event["level"] == "warning"]
+    assert log["message"].startswith(words)
+    assert f"warning: {words}" in (unsaved.run.path / "launch.log").read_text()
+    [step] = unsaved.run.events("step")[:1]
+    assert log["seq"] < step["seq"]
+
+
+def test_vitals_of_a_run_on_the_cpu_are_the_hosts_and_the_disks(good: Outcome) -> None:
+    first = good.run.events("vitals")[0]
+    assert first["t"] - good.run.events()[0]["t"] < 10
+    assert 0 <= first["cpu_percent"] <= 100
+    assert 0 < first["host_free_bytes"] < first["host_total_bytes"]
+    assert 0 < first["disk_free_bytes"] <= first["disk_total_bytes"]
+    assert {first[key] for key in first if key.startswith("gpu_")} == {None}
+    assert first["unified_memory"] is False
 
 
 def test_train_leaves_the_same_evidence_as_a_smoke_and_the_model_beside_it(train: Outcome) -> None:

@@ -28,8 +28,8 @@ from engine.checkpoint import (
     read_manifest,
     verify,
 )
-from engine.checkpoint_writer import retained
 from engine.human import human_lines
+from engine.retention import retained
 from engine.snapshot import Snapshot, load
 from engine.stream import Checkpoint, CheckpointFailed, Event, decode_line, encode
 

@@ -177,7 +177,7 @@ def test_from_and_layers_make_a_student_of_some_of_a_models_layers() -> None:
         ("train: {temperature: 3}", "train.temperature: unknown key; did you mean distill.temperature?"),
         ("train: {lr: 3}", "train.lr: unknown key; did you mean train.learning_rate?"),
         ("train: {batch_size: 3}", "train.batch_size: unknown key; did you mean train.batch?"),
-        ("train: {max_step: 3}", "train.max_step: unknown key; did you mean smoke.max_steps?"),
+        ("train: {max_step: 3}", "train.max_step: unknown key; did you mean train.max_steps?"),
         ("warmup_steps: 3", "warmup_steps: unknown key; did you mean train.warmup_steps or smoke.warmup_steps?"),
         ("train.steps: 3", "train.steps: unknown key; write steps as a key of its own below train"),
         ("checkpoint: {xyzzy: 3}", "checkpoint.xyzzy: unknown key; expected every_steps or keep_last"),
@@ -516,6 +516,7 @@ def test_the_last_of_two_options_for_a_key_wins_and_a_section_replaces_its_keys(
         ("train.steps=[1", "--set train.steps: line 1, column 3: expected ',' or ']', but got '<stream end>'"),
         ("student={form: x}", "--set student: student.form: unknown key; did you mean student.from?"),
         ("smoke.max_steps=2001", "--set smoke.max_steps: 2001: expected at most train.steps (2000)"),
+        ("train.max_steps=2001", "--set train.max_steps: 2001: expected at most train.steps (2000)"),
         ("train.accumulation=17", "--set train.accumulation: 17: expected at most train.batch (8)"),
         ("train.\x1bc=1", "--set train.\\x1bc: unknown key"),
     ],
@@ -524,6 +525,50 @@ def test_a_wrong_option_is_refused_by_its_name(option: str, message: str) -> Non
     if message.endswith("2000, not a section"):
         message = message.replace("2000", str(load_config(template="builtin").train.steps))
     assert refused_options([option])[0].startswith(message)
+
+
+def test_what_a_commands_own_option_sets_is_named_as_the_option() -> None:
+    def refused(value: object, **options: str) -> str:
+        with pytest.raises(ConfigProblems) as error:
+            load_config(template="builtin", overrides={"train.max_steps": value}, options=options)
+        return str(error.value)
+
+    named = {"train.max_steps": "--max-steps"}
+    assert refused(0, **named) == "--max-steps: 0: expected an integer of at least 1 or null"
+    assert refused(10**9, **named).startswith("--max-steps: 1000000000: expected at most train.steps")
+    assert refused(0).startswith("command line: train.max_steps: 0")
+
+
+@pytest.mark.parametrize(
+    ("sets", "most", "asked"),
+    [
+        ([], None, 2000),
+        (["train.max_steps=20"], 20, 20),
+        (["train.max_steps=2000"], 2000, 2000),
+        (["smoke.max_steps=7"], None, 2000),
+        (["mode=smoke", "train.max_steps=20"], None, 2000),
+        (["mode=smoke", "train.max_steps=20", "smoke.max_steps=7"], 7, 7),
+    ],
+)
+def test_each_mode_has_its_own_number_of_steps_to_end_after(sets: list[str], most: int | None, asked: int) -> None:
+    config = load_config(template="builtin", sets=["mode=train", "train.steps=2000", *sets])
+    assert (config.max_steps, config.steps_asked) == (most, asked)
+
+
+@pytest.mark.parametrize(
+    ("student", "source", "random"),
+    [
+        (Student(path="builtin:student"), "builtin:student", True),
+        (Student(path="builtin:student", init="pretrained"), "builtin:student", False),
+        (Student(path="/m"), "/m", False),
+        (Student(path="/m", init="random"), "/m", True),
+        (Student(from_="builtin:teacher", layers=[0]), "builtin:teacher", False),
+    ],
+)
+def test_a_student_knows_where_it_comes_from_and_whether_its_weights_are_drawn(
+    student: Student, source: str, random: bool
+) -> None:
+    assert (student.source, student.starts_random) == (source, random)
 
 
 def test_a_section_in_the_file_that_is_none_is_reported_even_when_an_option_sets_a_key_of_it(tmp_path: Path) -> None:
@@ -648,12 +693,15 @@ def test_numbers_written_differently_give_the_same_fingerprint() -> None:
 
 
 def test_the_fingerprint_of_a_configuration_changes_only_when_the_schema_does() -> None:
-    assert fingerprint(parse_config(MINIMAL)) == "66c03429652a65b994f92773802af81cf955b4c22e2b4453426abe7760bcf350"
+    assert fingerprint(parse_config(MINIMAL)) == "4c312a14d33f1bd41965a439ff51ba4d0354eb19aaa5d03c8054efbc154ba3a1"
 
 
 @pytest.mark.parametrize(
     "option",
-    ["mode=smoke", "train.steps=900", "smoke.max_steps=7", "smoke.warmup_steps=1", "checkpoint.every_steps=0"],
+    [
+        *("mode=smoke", "train.steps=900", "train.max_steps=7", "smoke.max_steps=7", "smoke.warmup_steps=1"),
+        "checkpoint.every_steps=0",
+    ],
 )
 def test_what_a_smoke_and_its_production_run_differ_in_is_left_out_of_the_gate_fingerprint(option: str) -> None:
     one, other = load_config(template="gx10"), load_config(template="gx10", sets=[option])

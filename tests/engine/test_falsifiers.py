@@ -24,7 +24,7 @@ from engine.falsifiers import (
     exit_code_of,
     parse_contract,
 )
-from engine.stream import Event, Heartbeat, Measure, Phase, Projection, Verdict, decode_line, encode
+from engine.stream import Event, Heartbeat, Measure, Phase, Projection, Verdict, Vitals, decode_line, encode
 from tests.streams import (
     EPOCH,
     end_event,
@@ -256,6 +256,18 @@ def test_exact_steps_counts_what_was_made(made: int, reason: str, verdict: str) 
     assert judged("kind: exact_steps", *steps, end, max_steps=7).verdict == verdict
 
 
+def test_steps_that_a_later_attempt_made_again_are_counted_once() -> None:
+    first = [step_event(i, 1.0) for i in (1, 2, 3, 4)]
+    second = [msgspec.structs.replace(step_event(i, 1.0), again=i <= 4) for i in (3, 4, 5, 6, 7)]
+    told = judged("kind: exact_steps", *first, run_event(attempt=2), *second, JUDGE, max_steps=7)
+    assert (told.verdict, told.observed) == (PASS, "7 steps")
+
+
+def test_a_run_without_a_budget_is_not_said_to_have_one() -> None:
+    told = judged("kind: exact_steps", step_event(1, 1.0), JUDGE, mode="train", max_steps=2, budget_seconds=None)
+    assert (told.verdict, told.expected, told.observed) == (FAIL, "exactly 2 steps", "1 step")
+
+
 def test_more_steps_than_the_whole_run_has_are_the_whole_run() -> None:
     told = judged("kind: exact_steps", step_event(1, 1.0), step_event(2, 1.0), JUDGE, max_steps=9, target_steps=2)
     assert (told.verdict, told.expected) == (PASS, "exactly 2 steps, or fewer by the time budget")
@@ -276,6 +288,16 @@ def at(t: float, event: Event) -> Event:
 
 def beat(t: float) -> Event:
     return at(t, Heartbeat(phase="train", step=0, rss_bytes=0))
+
+
+def test_a_reader_that_skips_vitals_judges_the_same() -> None:
+    seen, skipped = Judge(contract(STALL)), Judge(contract(STALL))
+    events = [run_event(), Phase(name="train"), step_event(1, 1.0), at(40.0, Vitals()), at(80.0, Vitals()), beat(20.0)]
+    for event in stamped(events):
+        changed = seen.observe(event)
+        assert changed == ([] if isinstance(event, Vitals) else skipped.observe(event))
+    assert seen.verdicts == skipped.verdicts
+    assert seen.verdicts[0].verdict == PENDING
 
 
 def stall(*events: Event, end: float | None = None) -> Verdict:

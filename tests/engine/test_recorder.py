@@ -21,7 +21,7 @@ from engine.errors import ExitCode
 from engine.falsifiers import FAIL, JUDGE_PHASE, PASS, Judge
 from engine.human import human_lines
 from engine.recorder import Recorder, peak_rss_bytes
-from engine.stream import End, Event, Heartbeat, Log, Measure, Phase, Run, Verdict, decode_line
+from engine.stream import End, Event, Heartbeat, Log, Measure, Phase, Run, Verdict, Vitals, decode_line
 from tests.streams import RUN, end_event, run_event, smoke_contract, smoke_events, step_event
 
 ROOT = Path(__file__).parents[2]
@@ -179,6 +179,63 @@ def test_a_driver_in_trouble_stops_no_heartbeat(
     count = len(read(stream))
     eventually(lambda: len(read(stream)) > count + 5)
     let_go.set()
+
+
+def vitals_of(path: Path) -> list[Vitals]:
+    return [event for event in read(path) if isinstance(event, Vitals)]
+
+
+def test_vitals_are_in_the_stream_soon_and_again_at_their_interval(
+    stream: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "VITALS_SECONDS", 0.1)
+    passed: list[Vitals] = []
+    recorder.on_vitals = passed.append
+    recorder.start_heartbeat(None, time.monotonic())
+    seen = eventually(lambda: vitals_of(stream) if len(vitals_of(stream)) >= 4 else None)
+    assert seen[-1].t - seen[0].t > 0.09 * (len(seen) - 1) - 0.1
+    assert seen[0].host_total_bytes is not None
+    assert seen[0].disk_free_bytes is not None
+    assert seen[0].cpu_percent is not None
+    assert seen[0].gpu_percent is None
+    eventually(lambda: len(passed) >= 4)
+    assert passed[0].disk_total_bytes == seen[0].disk_total_bytes
+
+
+def test_an_nvidia_smi_that_hangs_stops_no_heartbeat_and_ends_with_the_run(
+    stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setattr("engine.vitals.SMI_SECONDS", 60.0)
+    monkeypatch.setattr(recorder_module, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(recorder_module, "VITALS_SECONDS", 0.02)
+    recorder = Recorder(stream, RUN, smoke_contract())
+    recorder.machine.gpu = "0"
+    recorder.start_heartbeat(None, time.monotonic())
+    pid = eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
+    count = len(read(stream))
+    eventually(lambda: len(read(stream)) > count + 5)
+    assert vitals_of(stream) == []
+    recorder.finish(end_event())
+    eventually(lambda: not Path(f"/proc/{pid}").exists())
+    assert isinstance(read(stream)[-1], End)
+
+
+def test_trouble_with_what_is_done_about_vitals_ends_neither_them_nor_the_run(
+    stream: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "VITALS_SECONDS", 0.02)
+
+    def raises(vitals: Vitals) -> None:
+        raise OSError("no such disk")
+
+    recorder.on_vitals = raises
+    recorder.start_heartbeat(None, time.monotonic())
+    eventually(lambda: len(vitals_of(stream)) >= 3)
 
 
 OVERRUN = """

@@ -112,7 +112,7 @@ def test_every_event_is_read_as_it_was_written(event: Event) -> None:
 
 def test_every_event_type_is_tried() -> None:
     assert {kind.__name__.lower() for kind in EVENT_TYPES} == {
-        "run", "phase", "heartbeat", "measure", "step", "eval", "projection", "verdict", "log", "end",
+        "run", "phase", "heartbeat", "vitals", "measure", "step", "eval", "projection", "verdict", "log", "end",
         "checkpoint", "checkpointfailed",
     }  # fmt: skip
 
@@ -137,14 +137,14 @@ def test_other_texts_in_place_of_a_number_are_refused() -> None:
 
 
 def test_events_and_fields_of_a_later_writer_are_skipped() -> None:
-    assert decode_line(line(event="vitals", watts=300)) is None
+    assert decode_line(line(event="weather", watts=300)) is None
     assert decode_line(line(colour="red", nested={"a": [1, 2]})) == Log(
         run=RUN, seq=3, t=1.0, level="info", message="hello"
     )
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None, True, ..., 10**30])
-@pytest.mark.parametrize("event", ["log", "vitals"])
+@pytest.mark.parametrize("event", ["log", "weather"])
 def test_another_format_version_is_refused(version: Any, event: str) -> None:
     with pytest.raises(StreamError, match="format version"):
         decode_line(line(v=version, event=event))
@@ -175,7 +175,7 @@ def test_integers_that_other_languages_cannot_hold_are_refused() -> None:
 @example(b'{"event":"log","v":1,"seq":1e999}')
 @example(b'{"event":["log"],"v":1}')
 @example(b'"log"')
-@example(b'{"event":"vitals","v":1,"deep":' + b"[" * 100_000)
+@example(b'{"event":"weather","v":1,"deep":' + b"[" * 100_000)
 @example(b'{"event":"log","v":1,"level":"a","message":"b","deep":' + b"[" * 100_000)
 @example(b'{"event":"log","v":1,"level":"a","message":"b","deep":' + b'{"a":' * 100_000)
 def test_arbitrary_bytes_are_an_event_nothing_or_one_kind_of_error(content: bytes) -> None:

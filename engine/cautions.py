@@ -1,0 +1,17 @@
+"""What a configuration allows and its operator should hear of, before the run and in its stream."""
+
+from __future__ import annotations
+
+from engine.config import RunConfig
+
+LONG_RUN_STEPS = 5_000
+"""From this many steps on a run is a long one: what it loses is hours."""
+
+
+def cautions(config: RunConfig) -> list[str]:
+    """One sentence for each thing that may be meant and has cost people days."""
+    steps, every, evaluate = config.steps_asked, config.checkpoint.every_steps, config.train.evaluate_every
+    if config.mode != "train" or steps < LONG_RUN_STEPS or 0 < every < steps:
+        return []
+    lost = "what came after the best one so far" if 0 < evaluate < steps else "all of them"
+    return [f"{steps:,} steps without a periodic checkpoint: a crash loses {lost}; set checkpoint.every_steps"]
