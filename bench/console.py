@@ -8,8 +8,9 @@ repeats; the widgets take turns, one repeat each. All run in the same headless a
 - kdconsole draws three curves (total with its envelope and moving average, ce, kd), axes and legend. `zoom` is the same
   after the window changed, so that no column is the one before; `open` is the first picture of a run, with everything
   that is kept for later ones.
-- textual-plotext (plotext) and textual-plot draw one curve, the total, in braille, with axes. They are given whole
-  arrays, as their interfaces want it. From `--most` points on they are left out: a redraw takes them many seconds.
+- textual-plotext (plotext) and textual-plot draw one curve, the total, in braille, with axes: less than ours, so the
+  ratios, to `kdconsole`, are on the low side. They are given whole columns, as lists or arrays as they like it best.
+  Beyond `--most` points they are left out: a redraw takes them seconds.
 
 live: four charts of 50,000 steps side by side in 200 x 60 cells, one more step each ten times a second, for some
 seconds: CPU time of the whole headless app, Textual's own work and the terminal's bytes included, as percent of one
@@ -137,7 +138,7 @@ def plotext() -> Made:
     def more(view: View) -> None:
         series = view.state.steps
         chart.plt.clear_data()
-        chart.plt.plot(series.column("step"), series.column("loss"), marker="braille")
+        chart.plt.plot(series.column("step").tolist(), series.column("loss").tolist(), marker="braille")
         chart.refresh()
         rendered(chart)
 

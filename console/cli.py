@@ -384,7 +384,7 @@ def _open_screen(context: click.Context, evidence: Path, **first: Any) -> None:
 
 def _need_terminal(context: click.Context) -> None:
     """Refuses a command that would open the screen where there is none, before anything else is looked at."""
-    if context.obj["headless"] or (sys.stdin.isatty() and sys.stdout.isatty()):
+    if context.obj["headless"] or all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         return
     command = context.info_name if context.parent else "COMMAND"
     raise click.UsageError(f"the dashboard needs a terminal; without one: kdconsole --headless {command} …")

@@ -27,6 +27,8 @@ _SET_BACK_SECONDS = 1.0
 
 ORDER = ("FAIL", "UNKNOWN", "PENDING", "PASS")
 """Verdicts, the worst first."""
+CHANGED_NOTE = "since the run ended: "
+"""How a note of a view begins that tells of a file which no longer agrees with the run's checksums."""
 _SEVERITIES = ("fatal", "gate", "warn")
 EXIT_MEANINGS = {
     ExitCode.OK: "every fatal and gate verdict is PASS",
@@ -80,6 +82,10 @@ def outlook(view: View) -> Outlook:
     state, link = view.state, view.link
     if state.end is not None or (link.exit is not None and not view.scrubbed):
         ended = conclude(state, link.exit)
+        changed = [note.removeprefix(CHANGED_NOTE) for note in view.notes if note.startswith(CHANGED_NOTE)]
+        if changed and ended.exit_code == ExitCode.OK:  # nothing that was changed since is believed
+            reason = f"not as it was when the run ended: {', '.join(changed)}"
+            return Outlook("CHANGED", reason=reason, exit_code=ExitCode.FAILED)
         return Outlook(ended.status, reason=ended.reason, exit_code=ended.exit_code)
     if view.scrubbed:
         stall = _progress_stall(view)

@@ -163,8 +163,7 @@ def _resolve(draft: Draft, environ: Mapping[str, str]) -> RunConfig:
 
 def _checks(config: RunConfig) -> list[Check]:
     """Each part by itself, so that all that is wrong is seen at once; the last one is the check that a start makes."""
-    source = config.student.path or config.student.from_ or ""
-    random = config.student.init == "random" or (config.student.init == "auto" and source == "builtin:student")
+    source, random = config.student.source, config.student.starts_random
     found: dict[Role, ModelFiles] = {}
 
     def contract() -> str:

@@ -48,7 +48,7 @@ def what(prepared: Prepared) -> str:
     if config is None:
         return ""
     teacher = "no teacher" if config.teacher is None else _name(config.teacher.path)
-    student = _name(config.student.path or config.student.from_ or "")
+    student = _name(config.student.source)
     steps = f"{config.train.steps:,} steps"
     if config.mode == "smoke":
         steps = f"at most {duration(config.smoke.budget_seconds)}"

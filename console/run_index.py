@@ -10,20 +10,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from console.outlook import SILENCE_SECONDS, outlook, verdict_counts
-from console.run_reader import LoadedRun, RunReader, host_state, load_run, read_exit, read_manifest
+from console.run_files import host_state, read_exit, read_manifest
+from console.run_reader import LoadedRun, RunReader, load_run, read_ends
 from console.view import Link, View
 from dispatch.manifest import EVENTS, EXIT, MANIFEST, Manifest
 from dispatch.manifest import RunState as HostState
 from engine.errors import ExitCode, RunError, StreamError
 from engine.falsifiers import exit_code_of
-from engine.stream import End, Eval, Event, Run, Step, decode_line
+from engine.stream import End, Eval, Event, Run, Step
 from engine.text import clean
 
 __all__ = ["LoadedRun", "Row", "RunIndex", "find_smoke", "load_run"]
 
-TAIL_BYTES = 1 << 16
-HEAD_BYTES = 1 << 14
-"""Room for the first events; the `run` event, which says of how many steps, is one of them."""
 UNREADABLE = "UNREADABLE"
 """The status of a directory that is no whole run: neither good nor bad, and worth a look."""
 NEVER_STARTED_SECONDS = 120.0
@@ -93,6 +91,8 @@ class RunIndex:
         self._clock = clock
         self._entries: dict[Path, _Entry] = {}
         self._half_read: RunReader | None = None
+        self._queue: list[_Entry] = []
+        """What is still to be folded, the next one at the end."""
 
     def rows(self) -> tuple[Row, ...]:
         """What is known now, the newest first."""
@@ -102,7 +102,7 @@ class RunIndex:
     @property
     def to_fold(self) -> int:
         """How many rows are not exact yet."""
-        return sum(not entry.done for entry in self._entries.values())
+        return len(self._queue)
 
     def look(self) -> Iterator[None]:
         """Looks at every directory once, and reads the ends of what changed; yields now and then on the way."""
@@ -119,6 +119,8 @@ class RunIndex:
                 self._renew(entry, signature)
             if number % BATCH == 0:
                 yield
+        waiting = (entry for entry in self._entries.values() if not entry.done)
+        self._queue = sorted(waiting, key=lambda each: (each.row.live, each.row.created, each.row.id))
         yield
 
     def _renew(self, entry: _Entry, signature: Signature) -> None:
@@ -139,13 +141,11 @@ class RunIndex:
 
     def fold_next(self) -> bool:
         """Folds a piece of a stream, of runs that go on first and then of the newest; False when nothing is left."""
-        entry = max(
-            (each for each in self._entries.values() if not each.done),
-            key=lambda each: (each.row.live, each.row.created, each.row.id),
-            default=None,
-        )
-        if entry is None:
+        while self._queue and self._entries.get(self._queue[-1].path) is not self._queue[-1]:
+            self._queue.pop()
+        if not self._queue:
             return False
+        entry = self._queue[-1]
         reader = self._half_read
         if reader is None or reader.path != entry.path:
             reader = self._half_read = RunReader(entry.path)
@@ -154,11 +154,13 @@ class RunIndex:
             entry.row = _exact_row(loaded, self._clock())
             entry.reader = reader if loaded.going_on and not loaded.problem else None
             entry.done, self._half_read = True, None
+            self._queue.pop()
         return True
 
     def forget(self) -> None:
         """Everything is read again at the next look."""
         self._entries.clear()
+        self._queue.clear()
         self._half_read = None
 
 
@@ -210,7 +212,7 @@ def _quick_row(path: Path, now: float) -> Row:
         row = _with_manifest(row, manifest)
         record = read_exit(path)
         state = "ended" if record is not None else host_state(path)
-        events = _ends(path)
+        events = read_ends(path)
     except (RunError, StreamError) as error:
         problem = clean(str(error), 500)
         return replace(row, status=UNREADABLE, reason=problem, problem=problem)
@@ -275,55 +277,6 @@ def _kept(old: Row, new: Row) -> Row:
         return new
     verdicts = {"verdicts": old.verdicts, "failing": old.failing} if not new.verdicts else {}
     return replace(new, heldout=old.heldout if new.heldout is None else new.heldout, **verdicts)  # type: ignore[arg-type]
-
-
-def _ends(path: Path) -> list[Event]:
-    """The `run` event and the last step, evaluation and end that stand near a stream's two ends, in their order.
-
-    Raises:
-        StreamError: it is no stream; one that is not there yet has no events.
-    """
-    try:
-        descriptor = os.open(path / EVENTS, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise StreamError(f"{EVENTS}: no regular file")
-            head = os.pread(descriptor, HEAD_BYTES, 0)
-            tail = os.pread(descriptor, TAIL_BYTES, max(0, found.st_size - TAIL_BYTES))
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise StreamError(f"{EVENTS}: {error.strerror}") from None
-    events: list[Event] = []
-    first = head.split(b"\n")[:-1]
-    if first:
-        decode_line(first[0])  # A file that is no stream says so here.
-    events += [each for line in first if b'"run"' in line[:40] and isinstance(each := decode_line(line), Run)][-1:]
-    lines = tail.split(b"\n")[:-1]
-    if found.st_size > TAIL_BYTES:
-        del lines[:1]
-    return events + _last_of_each(lines)
-
-
-def _last_of_each(lines: Sequence[bytes]) -> list[Event]:
-    """The last step and evaluation, and the very last event, searched from the end."""
-    wanted: dict[type[Event], bytes] = {Step: b'"step"', Eval: b'"eval"'}
-    found: list[Event] = []
-    for line in reversed(lines):
-        if found and not any(tag in line for tag in wanted.values()):
-            continue
-        event = decode_line(line)
-        if event is None:
-            continue
-        if not found or type(event) in wanted:
-            found.append(event)
-            wanted.pop(type(event), None)
-        if not wanted:
-            break
-    return found[::-1]
 
 
 def _exact_row(loaded: LoadedRun, now: float) -> Row:

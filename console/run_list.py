@@ -13,7 +13,7 @@ from textual.content import Content
 from console.outlook import ORDER, age
 from console.palette import run_mark, verdict_mark
 from console.run_index import LIVE, UNREADABLE, Row
-from console.widgets.layout import Part, fit, marked, number
+from console.widgets.layout import Part, cut, fit, marked, number
 from engine.text import clean
 
 UNKNOWN = "–"
@@ -175,9 +175,7 @@ def summary(rows: Sequence[Row], evidence: Sequence[Path]) -> Content:
 
 def detail(row: Row, width: int) -> list[Content]:
     """Two lines on one run: how it stands and why, what failed, on what it ran, and where it lies."""
-    first = fit(
-        [Part(2, (marked(run_mark(row.status)),)), Part(1, (Content(row.reason),) if row.reason else ())], [], width, 2
-    )
+    first = cut(Content.assemble(marked(run_mark(row.status)), "  ", row.reason), width)
     failing = ", ".join(row.failing)
     parts: list[Part] = []
     if failing:

@@ -1,32 +1,28 @@
-"""A run directory on this machine, read up to a cursor; whatever lies in it, reading it breaks nothing."""
+"""A run directory on this machine, its stream read up to a cursor; whatever lies in it, reading breaks nothing."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
-import msgspec
-
+from console.run_files import host_state, read_config, read_contract, read_exit, read_manifest
 from console.run_state import Reducer, RunState
-from dispatch.manifest import CONFIG, CONTRACT, EVENTS, EXIT, MANIFEST, ExitRecord, Manifest, decode
+from dispatch.manifest import EVENTS, ExitRecord, Manifest
 from dispatch.manifest import RunState as HostState
-from dispatch.supervisor import Refused
-from dispatch.supervisor import status as supervisor_status
 from engine.errors import ConfigError, RunError, StreamError
-from engine.falsifiers import Contract, parse_contract
-from engine.stream import MAX_LINE_BYTES, Event, decode_line
+from engine.falsifiers import Contract
+from engine.stream import MAX_LINE_BYTES, Eval, Event, Run, Step, decode_line
 from engine.text import clean
-from engine.yaml_io import parse_yaml
 
 READ_BYTES = 1 << 18
 """One piece of a stream: a few dozen milliseconds of folding."""
-SMALL_BYTES = 1 << 20
+TAIL_BYTES = 1 << 16
+HEAD_BYTES = 1 << 14
+"""Room for the first events; the `run` event, which says of how many steps, is one of them."""
 _NOTHING_JUDGED = Contract(version=1, name="none", falsifiers=[])
-_SUPERVISOR_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -57,130 +53,53 @@ class LoadedRun:
         return (self.manifest.name if self.manifest else None) or clean(self.path.name, 200)
 
 
-def read_small(path: Path, limit: int = SMALL_BYTES) -> bytes | None:
-    """A small regular file's bytes; None where there is none. Never waits, never follows a link.
+def read_ends(path: Path) -> list[Event]:
+    """The `run` event and the last step, evaluation and end that stand near a stream's two ends, in their order.
 
     Raises:
-        RunError: something else is there, or it is larger than `limit` bytes, or it cannot be read.
+        StreamError: it is no stream; one that is not there yet has no events.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path / EVENTS, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
-                raise RunError(f"{path.name}: no regular file of at most {limit:,} bytes")
-            return os.pread(descriptor, limit, 0)
+            if not stat.S_ISREG(found.st_mode):
+                raise StreamError(f"{EVENTS}: no regular file")
+            head = os.pread(descriptor, HEAD_BYTES, 0)
+            tail = os.pread(descriptor, TAIL_BYTES, max(0, found.st_size - TAIL_BYTES))
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        return None
+        return []
     except OSError as error:
-        raise RunError(f"{path.name}: {error.strerror}") from None
+        raise StreamError(f"{EVENTS}: {error.strerror}") from None
+    events: list[Event] = []
+    first = head.split(b"\n")[:-1]
+    if first:
+        decode_line(first[0])  # A file that is no stream says so here.
+    events += [each for line in first if b'"run"' in line[:40] and isinstance(each := decode_line(line), Run)][-1:]
+    lines = tail.split(b"\n")[:-1]
+    if found.st_size > TAIL_BYTES:
+        del lines[:1]
+    return events + _last_of_each(lines)
 
 
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of a run directory, its texts cleaned for a terminal.
-
-    Raises:
-        RunError: missing, too large, or not a manifest.
-    """
-    raw = read_small(path / MANIFEST)
-    if raw is None:
-        raise RunError(f"no {MANIFEST}", expected="a run directory")
-    try:
-        manifest = decode(Manifest, raw, MANIFEST)
-    except RecursionError:
-        raise RunError(f"{MANIFEST}: nested too deeply", expected="a Manifest") from None
-    host = msgspec.structs.replace(
-        manifest.host, **{name: clean(getattr(manifest.host, name), 200) for name in ("hostname", "platform")}
-    )
-    return msgspec.structs.replace(
-        manifest,
-        run=clean(manifest.run, 100),
-        id=clean(manifest.id, 200),
-        name=None if manifest.name is None else clean(manifest.name, 200),
-        overrides=[clean(each, 200) for each in manifest.overrides[:50]],
-        mode=clean(manifest.mode, 20),
-        created=clean(manifest.created, 40),
-        host=host,
-        versions={clean(k, 60): None if v is None else clean(v, 60) for k, v in manifest.versions.items()},
-    )
-
-
-def read_exit(path: Path) -> ExitRecord | None:
-    """How the trainer ended; None while that is not on record.
-
-    Raises:
-        RunError: what is there is no exit record.
-    """
-    raw = read_small(path / EXIT)
-    if raw is None:
-        return None
-    try:
-        return decode(ExitRecord, raw, EXIT)
-    except RecursionError:
-        raise RunError(f"{EXIT}: nested too deeply", expected="an exit record") from None
-
-
-def read_contract(path: Path) -> Contract:
-    """What a run is judged by.
-
-    Raises:
-        RunError, ConfigError: missing, or no contract.
-    """
-    raw = read_small(path / CONTRACT)
-    if raw is None:
-        raise RunError(f"no {CONTRACT}")
-    try:
-        return _parsed_contract(raw.decode())
-    except UnicodeDecodeError:
-        raise RunError(f"{CONTRACT}: not UTF-8") from None
-
-
-@lru_cache(maxsize=64)
-def _parsed_contract(text: str) -> Contract:
-    # A thousand runs share a handful of contracts, and reading YAML takes longer than reading a short stream.
-    return parse_contract(text, CONTRACT)
-
-
-def read_config(path: Path) -> dict[str, object]:
-    """The resolved configuration of a run, as full key paths and plain values; texts are cleaned.
-
-    Raises:
-        RunError, ConfigError: it cannot be read.
-    """
-    raw = read_small(path / CONFIG)
-    if raw is None:
-        raise RunError(f"no {CONFIG}")
-    try:
-        return dict(_flat("", parse_yaml(raw.decode(), CONFIG)))
-    except UnicodeDecodeError:
-        raise RunError(f"{CONFIG}: not UTF-8") from None
-
-
-def _flat(prefix: str, value: object) -> list[tuple[str, object]]:
-    if isinstance(value, dict):
-        parts = (_flat(f"{prefix}.{clean(str(key), 100)}".lstrip("."), inner) for key, inner in value.items())
-        return [pair for part in parts for pair in part]
-    if isinstance(value, list):
-        value = ", ".join(map(str, value))
-    return [(prefix, clean(value, 500) if isinstance(value, str) else value)]
-
-
-def host_state(path: Path) -> HostState:
-    """What this machine knows of a run, as the supervisor's `status` tells it; no process is started for it on Linux.
-
-    Raises:
-        RunError: its records cannot be read.
-    """
-    # The supervisor trusts its own files; here they may come from anywhere, and a pipe would never answer.
-    for name in (MANIFEST, EXIT, "supervisor.jsonl"):
-        read_small(path / name, _SUPERVISOR_BYTES)
-    try:
-        state: HostState = msgspec.convert(supervisor_status(path)["state"], HostState)
-    except (Refused, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(f"supervisor.jsonl: {clean(str(error), 200)}") from None
-    return state
+def _last_of_each(lines: Sequence[bytes]) -> list[Event]:
+    """The last step and evaluation, and the very last event, searched from the end."""
+    wanted: dict[type[Event], bytes] = {Step: b'"step"', Eval: b'"eval"'}
+    found: list[Event] = []
+    for line in reversed(lines):
+        if found and not any(tag in line for tag in wanted.values()):
+            continue
+        event = decode_line(line)
+        if event is None:
+            continue
+        if not found or type(event) in wanted:
+            found.append(event)
+            wanted.pop(type(event), None)
+        if not wanted:
+            break
+    return found[::-1]
 
 
 class StreamFold:

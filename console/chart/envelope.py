@@ -28,8 +28,9 @@ class Envelope:
 
 def edges(low: float, high: float, columns: int) -> Column:
     """Where the columns of a window begin on x, and where the last one ends, shape [columns + 1]."""
-    share = np.arange(columns + 1) / columns
-    return low * (1.0 - share) + high * share
+    at: Column = low + (high - low) * (np.arange(columns + 1) / columns)
+    at[-1] = high
+    return at
 
 
 def envelope(track: Track, rows: Rows) -> Envelope:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -73,7 +73,9 @@ class Frame:
     box: Box
     window: tuple[float, float]
     scale: Scale
-    shapes: tuple[Shape, ...] = field(default=())
+    at: Column
+    """The x at which each column of cells begins, and the last one ends, shape [columns + 1]."""
+    shapes: tuple[Shape, ...] = ()
 
     def x_at(self, cell: float) -> float:
         """The x in the middle of a column of cells, counted from the left of the box."""
@@ -81,17 +83,11 @@ class Frame:
         return low + (cell + 0.5) / max(1, self.box.width) * (high - low)
 
     def cell_of(self, x: float) -> int:
-        """The column of cells in which an x stands; outside the box for what is not in the window."""
-        return cell_of(x, self.window, self.box.width)
-
-
-def cell_of(x: float, window: tuple[float, float], width: int) -> int:
-    """The column of cells in which an x stands; the right edge counts as inside."""
-    low, high = window
-    if x == high:
-        return width - 1
-    share = (x - low) / (high - low) * width
-    return math.floor(share) if math.isfinite(share) else -1
+        """The column of cells in which an x stands, the right edge being inside; -1 for what is not in the window."""
+        low, high = self.window
+        if not low <= x <= high:
+            return -1
+        return min(self.box.width, int(self.at.searchsorted(x, "right"))) - 1
 
 
 def window_of(plot: Plot, look: Look) -> tuple[float, float]:
@@ -147,7 +143,9 @@ def _draw(plot: Plot, look: Look, width: int, height: int) -> Frame:
     legend_row = height - 1 if height > 1 else height
     if plot.empty or width < 4 or height < 1:
         marks.message(canvas, plot.message)
-        return Frame(canvas, Box(0, 0, width, height), (0.0, 1.0), Scale(0.0, 1.0, False))
+        return Frame(
+            canvas, Box(0, 0, width, height), (0.0, 1.0), Scale(0.0, 1.0, False), edges(0.0, 1.0, max(1, width))
+        )
     under = 0 if height < 5 else 1 if height < 7 else 2
     rows = legend_row - under
     window = window_of(plot, look)
@@ -163,7 +161,7 @@ def _draw(plot: Plot, look: Look, width: int, height: int) -> Frame:
         shapes = shapes_of(plot, look, window, box.width * ACROSS)
         scale = scale_of(plot, look, shapes)
         ticks = scale.ticks(max(2, rows // 3 + 1))
-    frame = Frame(canvas, box, window, scale, tuple(shapes))
+    frame = Frame(canvas, box, window, scale, edges(*window, box.width), tuple(shapes))
     _curves(frame)
     gaps = marks.gaps(plot, look.axis, window, box.width) if plot.page == "loss" else []
     beyond = marks.write(frame, plot, look.axis, gaps)
@@ -254,9 +252,8 @@ def _x_axis(frame: Frame, axis: Axis, rows: int, gaps: list[marks.Gap]) -> None:
 
 
 def _cursor(frame: Frame, x: float, axis: Axis) -> None:
-    box, canvas = frame.box, frame.canvas
-    cell = frame.cell_of(x)
-    if not 0 <= cell < box.width:
+    box, canvas, cell = frame.box, frame.canvas, frame.cell_of(x)
+    if cell < 0:
         return
     place = slice(box.top, box.top + box.height), box.left + cell
     blank = canvas.codes[place] == ord(" ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from console.chart.frame import Frame, Shape
 
 NON_FINITE, ABOVE, BELOW = "▲", "↑", "↓"
+_MOST_LABELS = 12
+"""Of stretches without a finite value; of more, the legend tells."""
 _MARKED_SHARE = 3
 """Points are marked one by one while there is one in so many cells at most."""
 
@@ -51,9 +54,9 @@ def write(frame: Frame, plot: Plot, axis: Axis, gaps: list[Gap]) -> Beyond:
             _end(frame, shape)
     if plot.page == "loss":
         for gap in gaps:
-            text = gap.text if len(gap.text) + 2 <= gap.end - gap.begin else gap.text.split()[0]
+            text = gap.text if len(gap.text) + 2 <= gap.end - gap.begin else gap.text.partition(" ")[0]
             middle = frame.box.left + (gap.begin + gap.end - len(text)) // 2
-            if len(text) + 2 <= gap.end - gap.begin:
+            if text and len(text) + 2 <= gap.end - gap.begin:
                 row = frame.box.top + frame.box.height - 1
                 if frame.canvas.free(row, middle, middle + len(text)):
                     frame.canvas.put(row, middle, text, slot("gap"))
@@ -136,48 +139,54 @@ def _beside(frame: Frame, row: int, begin: int, end: int, text: str, color: int,
 
 def _non_finite(frame: Frame, shape: Shape) -> None:
     """A mark at the last finite value before each stretch of steps that have none, and how many they are."""
-    lane = shape.curve.lane
+    lane, box = shape.curve.lane, frame.box
     bad, since = lane.bad, lane.bad_since
     if not len(bad):
         return
     until = np.searchsorted(bad, shape.rows[::ACROSS])
     counts = np.diff(until)
     cells = np.flatnonzero(counts)
-    clean = lane.tracks[shape.curve.column].clean
-    rows = []
-    for cell in cells.tolist():
-        before = int(since[until[cell]]) - 1
-        row = _row(frame, float(clean[before])) if before >= 0 else None
-        rows.append(frame.box.top + frame.box.height // 2 if row is None else row)
-    for first, after in groups(cells):
-        for cell, row in zip(cells[first:after].tolist(), rows[first:after], strict=True):
-            frame.canvas.put(row, frame.box.left + cell, NON_FINITE, slot("bad"))
+    if not len(cells):
+        return
+    began = since[until[cells]]
+    before = lane.tracks[shape.curve.column].clean[np.maximum(began - 1, 0)]
+    share = np.where((began > 0) & ~np.isnan(before), frame.scale.position(before), 0.5)
+    rows = box.top + np.clip(np.floor(share * box.height), 0, box.height - 1).astype(np.intp)
+    frame.canvas.codes[rows, box.left + cells] = ord(NON_FINITE)
+    frame.canvas.slots[rows, box.left + cells] = slot("bad")
+    # Cells side by side are told together, and so are those of one stretch.
+    one = (np.diff(cells) == 1) | (began[1:] == since[until[cells[:-1] + 1] - 1])
+    cuts = [0, *(np.flatnonzero(~one) + 1).tolist(), len(cells)]
+    if len(cuts) > _MOST_LABELS:
+        return
+    for first, after in pairwise(cuts):
         count = int(counts[cells[first:after]].sum())
-        begin, end = frame.box.left + int(cells[first]), frame.box.left + int(cells[after - 1]) + 1
-        _beside(frame, rows[after - 1], begin, end, f"{count:,} non-finite", slot("bad"), 3)
+        begin, end = box.left + int(cells[first]), box.left + int(cells[after - 1]) + 1
+        _beside(frame, int(rows[after - 1]), begin, end, f"{count:,} non-finite", slot("bad"), 3)
 
 
 def _beyond(frame: Frame, mark: str) -> float | None:
     """Arrows in the columns whose values lie beyond an edge, the farthest value beside them; returns the farthest."""
     above, box, scale = mark == ABOVE, frame.box, frame.scale
     row = box.top if above else box.top + box.height - 1
-    farthest: float | None = None
+    farthest = np.full(box.width, -np.inf if above else np.inf)
     for shape in frame.shapes:
         values = shape.envelope.high if above else shape.envelope.low
         if shape.line is not None and shape.curve.kind == "line":
             values = shape.line
         measured = scale.measure(values)
-        outside = measured > scale.high if above else measured < scale.low
-        cells = np.unique(np.flatnonzero(outside) // ACROSS)
-        for first, after in groups(cells):
-            begin, end = int(cells[first]), int(cells[after - 1]) + 1
-            part = values[begin * ACROSS : end * ACROSS][outside[begin * ACROSS : end * ACROSS]]
-            extreme = float(part.max() if above else part.min())
-            if farthest is None or (extreme > farthest if above else extreme < farthest):
-                farthest = extreme
-            frame.canvas.put(row, box.left + begin, mark * (end - begin), slot("beyond"))
-            _beside(frame, row, box.left + begin, box.left + end, number(extreme), slot("beyond"), 1)
-    return farthest
+        outside = np.flatnonzero(measured > scale.high if above else measured < scale.low)
+        (np.maximum if above else np.minimum).at(farthest, outside // ACROSS, values[outside])
+    cells = np.flatnonzero(np.isfinite(farthest))
+    if not len(cells):
+        return None
+    frame.canvas.codes[row, box.left + cells] = ord(mark)
+    frame.canvas.slots[row, box.left + cells] = slot("beyond")
+    for first, after in groups(cells):
+        part = farthest[cells[first:after]]
+        begin, end = box.left + int(cells[first]), box.left + int(cells[after - 1]) + 1
+        _beside(frame, row, begin, end, number(float(part.max() if above else part.min())), slot("beyond"), 1)
+    return float(farthest[cells].max() if above else farthest[cells].min())
 
 
 def _points(frame: Frame, shape: Shape, axis: Axis) -> None:
@@ -190,7 +199,7 @@ def _points(frame: Frame, shape: Shape, axis: Axis) -> None:
     x = curve.lane.x(axis)[finite] - curve.zero(axis)
     for at, value in zip(x.tolist(), curve.lane.values(curve.column)[finite].tolist(), strict=True):
         row, cell = _row(frame, value), frame.cell_of(at)
-        if row is not None and 0 <= cell < box.width:
+        if row is not None and cell >= 0:
             frame.canvas.put(row, box.left + cell, curve.key, curve.slot)
 
 

@@ -7,7 +7,6 @@ import time
 
 import numpy as np
 
-from console.chart.envelope import edges
 from console.chart.frame import Frame, Look, nearest
 from console.chart.grown import Column
 from console.chart.lane import Axis, Lane
@@ -29,7 +28,7 @@ def worst_in(frame: Frame, curve: Curve, axis: Axis, cell: int) -> int | None:
 
 def rows_in(frame: Frame, curve: Curve, axis: Axis, cell: int) -> tuple[int, int]:
     """The first row in a column of cells, and the row after the last."""
-    at = edges(*frame.window, frame.box.width)[cell : cell + 2] + curve.zero(axis)
+    at = frame.at[cell : cell + 2] + curve.zero(axis)
     x = curve.lane.x(axis)
     first = int(np.searchsorted(x, at[0]))
     after = int(np.searchsorted(x, at[1], "right" if cell == frame.box.width - 1 else "left"))
@@ -99,7 +98,7 @@ def _among(frame: Frame, curve: Curve, axis: Axis, row: int) -> str:
     """Where several steps share the column: how many, and whether this is the highest."""
     x = float(curve.lane.x(axis)[row]) - curve.zero(axis)
     cell = frame.cell_of(x)
-    if not 0 <= cell < frame.box.width:
+    if cell < 0:
         return ""
     first, after = rows_in(frame, curve, axis, cell)
     if after - first < 2 or not first <= row < after:

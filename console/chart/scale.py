@@ -11,9 +11,14 @@ from console.chart.grown import Column
 
 LARGEST = 8e307
 """Beyond it a linear axis would not have a finite length; what is larger is drawn there."""
-_OUTLIER_SPANS = 8.0
-"""An end of the range that lies this many times the range of nearly all columns away is cut off, and marked."""
+_OUTLIER_SPANS, _OUTLIER_DECADES = 8.0, 1.0
+"""What lies this many times the range of nearly all columns away is cut off, and marked; on a logarithmic axis it must
+also be ten times as large or small as they are."""
+_ROOM = 0.12
+"""Of the range, left free at an end that was cut off: for the marks there."""
 _NEARLY_ALL = 0.025
+_POWERS = (-323.0, 308.25)
+"""Ten to these powers are numbers still."""
 _ENOUGH_COLUMNS = 20
 _MANTISSAS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0))
 
@@ -52,7 +57,8 @@ class Scale:
 
     def position(self, values: Column) -> Column:
         """0 at the top, 1 at the bottom, outside what lies beyond; NaN stays NaN."""
-        share: Column = (self.high - self.measure(values)) / (self.high - self.low)
+        with np.errstate(over="ignore"):  # a value far beyond an edge
+            share: Column = (self.high - self.measure(values)) / (self.high - self.low)
         return share
 
     def value(self, position: float) -> float:
@@ -63,7 +69,7 @@ class Scale:
     def ticks(self, most: int) -> list[Tick]:
         """At most so many round values between the edges, their labels all different."""
         found = _log_ticks(self.low, self.high, most) if self.log else _linear_ticks(self.low, self.high, most)
-        return [tick for tick in found if self.low <= tick.at <= self.high]
+        return [tick for tick in found if self.low <= tick.at <= self.high and abs(tick.at) <= LARGEST]
 
 
 def measure(values: Column, log: bool) -> Column:
@@ -98,9 +104,14 @@ def fit(low: Column, high: Column, log: bool, within: tuple[float, float] | None
         usual_least = float(bottom[int(_NEARLY_ALL * (len(bottom) - 1))])
         usual_most = float(top[math.ceil((1 - _NEARLY_ALL) * (len(top) - 1))])
         span = usual_most - usual_least
+        reach = max(_OUTLIER_SPANS * span, _OUTLIER_DECADES if log else 0.0)
         if span > 0:
-            most = float(top[top <= usual_most + _OUTLIER_SPANS * span][-1])
-            least = float(bottom[bottom >= usual_least - _OUTLIER_SPANS * span][0])
+            cut_most, cut_least = top[top <= usual_most + reach][-1], bottom[bottom >= usual_least - reach][0]
+            room = _ROOM * float(cut_most - cut_least)
+            most, least = (
+                most if most == cut_most else float(cut_most) + room,
+                least if least == cut_least else float(cut_least) - room,
+            )
     if within is not None and not log:
         least, most = min(least, within[0]), max(most, within[1])
     smallest = max(abs(least), abs(most)) * 1e-9 + (1e-9 if log else 1e-300)
@@ -157,6 +168,7 @@ def _linear_ticks(low: float, high: float, most: int) -> list[Tick]:
 
 def _log_ticks(low: float, high: float, most: int) -> list[Tick]:
     """Whole decades where there are many, else round numbers, denser the fewer decades there are."""
+    low, high = max(low, _POWERS[0]), min(high, _POWERS[1])
     if high - low > 1.0 and (decades := multiples(1.0, low, high)).size > most:
         stride = math.ceil(len(decades) / max(1, most))
         return [_power(int(d)) for d in decades.tolist() if d % stride == 0]

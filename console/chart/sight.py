@@ -115,7 +115,7 @@ class Sight:
         if main is None:
             return self
         x, zero = main.lane.x(axis), main.zero(axis)
-        if cursor is None or not 0 <= frame.cell_of(cursor) < frame.box.width:
+        if cursor is None or frame.cell_of(cursor) < 0:
             row = max(0, int(x.searchsorted(frame.window[1] + zero, "right")) - 1)
         else:
             here, cell = nearest(main.lane, axis, cursor + zero), frame.cell_of(cursor) + cells

@@ -69,7 +69,7 @@ class CompareScreen(ChartActions, Screen[None]):
     CompareScreen {
         layout: vertical;
         & > #compared { height: 1; padding: 0 1; background: $panel; }
-        & > .pane { height: 1fr; border: round $panel-lighten-2; border-title-color: $foreground; padding: 0 1; }
+        & > .pane { height: 1fr; border: round $border-blurred; border-title-color: $foreground; padding: 0 1; }
         & > .pane:focus { border: round $primary; border-title-style: bold reverse; }
         & > #table { height: 1.3fr; }
     }

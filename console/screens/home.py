@@ -82,7 +82,7 @@ class HomeScreen(Screen[None]):
     HomeScreen {
         layout: vertical;
         & > #summary { height: 1; padding: 0 1; background: $panel; }
-        & > #runs { border: round $panel-lighten-2; border-title-color: $foreground; }
+        & > #runs { border: round $border-blurred; border-title-color: $foreground; }
         & > #runs { border-subtitle-color: $text-muted; }
         & > #runs:focus { border: round $primary; }
         & > #none { height: 1fr; padding: 1 2; }

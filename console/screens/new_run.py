@@ -35,6 +35,7 @@ TYPING_SECONDS = 0.25
 """How long a line rests before what it says is looked at."""
 CURSOR_SECONDS = 0.08
 MAX_NAME = 120
+RUNS = {"smoke": "smoke", "train": "training"}
 READONLY = "--readonly: nothing is started from here"
 
 
@@ -245,7 +246,9 @@ class NewRunScreen(Screen[None]):
 
     def _start(self, prepared: Prepared) -> None:
         if prepared.config is None or prepared.refusals:
-            self.notify("\n".join(prepared.refusals), title="not started", severity="error", markup=False)
+            first, *others = prepared.refusals
+            more = f"\nand {len(others)} more; see Checks" if others else ""
+            self.notify(first + more, title="not started", severity="error", markup=False)
             self.query_one("#details").scroll_visible(top=True)
             return
         short = [] if prepared.room is None else shortages(prepared.room)
@@ -259,7 +262,7 @@ class NewRunScreen(Screen[None]):
         consequences = "\n".join(
             [*short, "It may be killed for memory, or fail when it saves. Its manifest says that it was forced."]
         )
-        question = f"Start this {prepared.config.mode} although there is too little room?"
+        question = f"Start this {RUNS[prepared.config.mode]} although there is too little room?"
 
         def answered(yes: bool | None) -> None:
             if yes:

@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.events import Click
 
 from console.forecast import checkpoint_period, forecast
-from console.outlook import age, ages, outlook
+from console.outlook import age, ages, last_checkpoint, outlook
 from console.palette import CHECKPOINTS, VERDICTS, Mark
 from console.report import duration
 from console.view import View
@@ -70,7 +70,7 @@ class Checkpoints(Pane):
         axis, labels = timeline(view, width, chosen)
         lines = [axis, labels] if height > 2 else [axis][: height - 1]
         place = f"{index + 1:,} of {len(marks):,}" if self._chosen is not None else "newest"
-        told = wrapped(details(marks[index], place), width)
+        told = wrapped(details(marks[index], place, newest=marks[index] is last_checkpoint(view.state)[0]), width)
         room = height - len(lines)
         if len(told) > room:
             told = [*told[: room - 1], cut(Content.assemble(told[room - 1], " …"), width)]
@@ -157,6 +157,8 @@ def _coming(view: View) -> tuple[int, tuple[str, ...]] | None:
     if not every or state.last_step is None or seen.ended or view.scrubbed:
         return None
     step = (state.last_step.step // every + 1) * every
+    if state.last_step.step % every == 0 and state.last_step.step > max(mark.step for mark in state.checkpoints):
+        return state.last_step.step, (f"saving {short_step(state.last_step.step)}",)
     if step >= (state.target_steps or 0):
         return None
     texts = [f"next {short_step(step)}", short_step(step)]
@@ -169,7 +171,7 @@ def _coming(view: View) -> tuple[int, tuple[str, ...]] | None:
 
 def _by_interest(cells: dict[int, Saved], chosen: Saved | None) -> list[tuple[int, Saved]]:
     """The marks in the order in which they get a label: the chosen one, the newest, rare kinds, the others."""
-    newest = max(cells)
+    newest = max(cells, default=0)
     return sorted(
         cells.items(),
         key=lambda each: (each[1] is not chosen, each[0] != newest, _RANK.index(kind_of(each[1])), -each[0]),
@@ -195,8 +197,8 @@ def _placed(wanted: Sequence[tuple[int, tuple[str, ...], str]], width: int) -> C
     return Content.assemble(*zip(line, styles, strict=True))
 
 
-def details(mark: Saved, place: str = "") -> Content:
-    """Everything about one checkpoint, on one line."""
+def details(mark: Saved, place: str = "", *, newest: bool = True) -> Content:
+    """Everything about one checkpoint, on one line; of an older one only what was so when it was saved."""
     drawn = CHECKPOINTS[kind_of(mark)]
     head = Content.assemble((f"{mark.step:,}", "bold"), "  ", marked(drawn, mark.kind.replace("+", " + ")))
     parts = [head]
@@ -205,7 +207,8 @@ def details(mark: Saved, place: str = "") -> Content:
         parts += [error, Content(f"after {duration(mark.seconds)}")]
     else:
         parts += [
-            marked(VERDICTS["PASS"], "verified"),
+            # The newest always stays; older ones make room for it, of which the stream does not tell.
+            marked(VERDICTS["PASS"], "verified" if newest else "verified when saved"),
             Content(size(mark.bytes)),
             Content(f"{mark.tensors:,} tensors"),
             Content(f"sha256 {mark.sha256[:8]}…"),

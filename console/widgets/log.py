@@ -112,13 +112,12 @@ class LogPane(ScrollPane):
             return
         if not self._following:
             self._unseen = 0 if change.replaced else self._unseen + change.new
-        rows_before = self.virtual_size.height
         top = self.scroll_offset.y
         self.redraw()
         if self._following:
             self._place(self.lines_in_all())
         elif change.gone:  # rows went above the ones in sight
-            self._place(top - max(0, rows_before - self.lines_in_all()))
+            self._place(max(0, top - change.gone))
 
     def redraw(self) -> None:
         """See `ScrollPane`."""

@@ -20,7 +20,7 @@ _PLAIN = re.compile("[ -~\u00a1-\u00ac\u00ae-\u02ff\u2010-\u2027\u2190-\u21ff\u2
 
 @dataclass(frozen=True)
 class Change:
-    """What an update did to the lines that are shown: so many went from the beginning, so many came at the end."""
+    """What an update did to what is shown: so many rows went from the beginning, so many lines came at the end."""
 
     gone: int = 0
     new: int = 0
@@ -81,12 +81,14 @@ class LogLines:
         self._lines = [*old[gone:], *log[last + 1 :]]
         self._first += gone
         hidden = bisect_left(self._shown, self._first)
+        rows = 0
         if hidden:
+            rows = self._ends[hidden - 1] - self._above
             self._above = self._ends[hidden - 1]
             del self._shown[:hidden], self._ends[:hidden]
         before = len(self._shown)
         self._take(range(self._first + kept, self._first + len(self._lines)))
-        return Change(gone=hidden, new=len(self._shown) - before)
+        return Change(gone=rows, new=len(self._shown) - before)
 
     def _replace(self, log: Sequence[LogLine]) -> Change:
         self._first += len(self._lines)
@@ -158,6 +160,7 @@ def pieces(text: str, width: int) -> list[tuple[int, int]]:
     if _PLAIN.fullmatch(text):
         return [(start, min(start + width, len(text))) for start in range(0, max(1, len(text)), width)]
     # What has wide or joined characters is measured; no more of it than can be shown, for that is slow.
-    rows = chop_cells(text[: 2 * MAX_ROWS * width], max(2, width))
-    ends = list(accumulate(map(len, rows)))
-    return list(zip([0, *ends[:-1]], ends, strict=True)) if ends else [(0, 0)]
+    text = text[: 2 * MAX_ROWS * width]
+    ends = list(accumulate(map(len, chop_cells(text, max(2, width))))) or [0]
+    ends[-1] = len(text)  # what takes no cell at all belongs to the last row
+    return list(zip([0, *ends[:-1]], ends, strict=True))

@@ -32,6 +32,7 @@ _NEEDED = 6
 _LEAST_TAIL = 12
 """Of a directory's name: its mode and the characters that no other has."""
 _CUT = "…"
+_SINCE = next(column for column in COLUMNS if column.name == "last data")
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,19 @@ class Placed:
         return form(row, now)
 
 
-def placed(rows: Sequence[Row], now: float, width: int, sort: str = "") -> tuple[list[Placed], int]:
+def placed(
+    rows: Sequence[Row],
+    now: float,
+    width: int,
+    sort: str = "",
+    measure: Callable[[Row], tuple[int, ...]] | None = None,
+) -> tuple[list[Placed], int]:
     """The columns that fit into a width, and the cells between two of them.
 
     The column of the run itself takes what the others leave and gives way to them down to a readable beginning; then
     steps take their short form, and then the least important column goes, until the rest fits.
     """
-    widest = {column.name: _widest(column.text, rows, now) for column in COLUMNS}
-    shorter = {column.name: _widest(column.short, rows, now) for column in COLUMNS if column.short}
+    widest, shorter = _widest(rows, now, measure or cells_needed)
     for widths in (widest, shorter):
         for name in widths:
             widths[name] = max(widths[name], cell_len(name) + (2 if name == sort else 0))
@@ -73,8 +79,22 @@ def placed(rows: Sequence[Row], now: float, width: int, sort: str = "") -> tuple
         shown.remove(min(shown, key=lambda column: column.keep))
 
 
-def _widest(form: Callable[[Row, float], str], rows: Sequence[Row], now: float) -> int:
-    return max((cell_len(form(row, now)) for row in rows), default=0)
+def _widest(
+    rows: Sequence[Row], now: float, measure: Callable[[Row], tuple[int, ...]]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """The cells that each column needs, in full, and of those that have one, in the short form."""
+    needed = [max(column) for column in zip(*map(measure, rows), strict=True)] or [0] * 2 * len(COLUMNS)
+    names = [column.name for column in COLUMNS]
+    widest, shorter = (dict(zip(names, half, strict=True)) for half in (needed[: len(names)], needed[len(names) :]))
+    # How old something is changes with every look, and is all that does.
+    widest[_SINCE.name] = max((cell_len(_SINCE.text(row, now)) for row in rows), default=0)
+    return widest, {column.name: shorter[column.name] for column in COLUMNS if column.short}
+
+
+def cells_needed(row: Row) -> tuple[int, ...]:
+    """The cells that a run needs in each column, in full and then in the short form; without its age."""
+    full = [0 if column is _SINCE else cell_len(column.text(row, 0.0)) for column in COLUMNS]
+    return (*full, *(cell_len(column.short(row, 0.0)) if column.short else 0 for column in COLUMNS))
 
 
 class RunsTable(ScrollView, can_focus=True):
@@ -121,6 +141,7 @@ class RunsTable(ScrollView, can_focus=True):
         self._columns: list[Placed] = []
         self._gap = 2
         self._drawn: object = None
+        self._measured: dict[Path, tuple[Row, tuple[int, ...]]] = {}
 
     @property
     def cursor_row(self) -> Row | None:
@@ -152,12 +173,19 @@ class RunsTable(ScrollView, can_focus=True):
 
     def _lay_out(self) -> None:
         width = self.scrollable_content_region.width
-        self._columns, self._gap = placed(self._rows, self._now, width, self._sorted)
+        self._columns, self._gap = placed(self._rows, self._now, width, self._sorted, self._measure)
         size = Size(width, len(self._rows) + 1)
         if self.virtual_size != size:
             self.virtual_size = size
         self._keep_visible()
         self._redraw()
+
+    def _measure(self, row: Row) -> tuple[int, ...]:
+        """As `cells_needed`; a thousand rows are measured once, and not for every picture."""
+        known = self._measured.get(row.path)
+        if known is None or known[0] is not row:
+            known = self._measured[row.path] = row, cells_needed(row)
+        return known[1]
 
     def _redraw(self) -> None:
         """Draws again if what can be seen differs from what is drawn."""

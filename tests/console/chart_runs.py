@@ -24,7 +24,14 @@ def series(loss: Sequence[float] | Floats, *, seconds: float = 1.0, **columns: S
     total = np.asarray(loss, np.float64)
     steps = np.arange(1.0, len(total) + 1.0)
     with np.errstate(all="ignore"):
-        given = {"step": steps, "t": EPOCH + seconds * steps, "loss": total, "ce": total - 1, "kd": total + 1, **columns}
+        given = {
+            "step": steps,
+            "t": EPOCH + seconds * steps,
+            "loss": total,
+            "ce": total - 1,
+            "kd": total + 1,
+            **columns,
+        }
     rest = {"lr": np.full(len(total), 1e-4), "grad_norm": np.ones(len(total)), "seconds": np.full(len(total), seconds)}
     rows = [np.asarray(given.get(name, rest.get(name, np.zeros(len(total))))) for name in STEP_COLUMNS]
     return StepSeries(np.array(rows, np.float64))

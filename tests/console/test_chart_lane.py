@@ -184,7 +184,9 @@ def test_a_stream_that_tells_of_every_tenth_step_has_no_gaps() -> None:
     assert lane(np.ones(len(steps)), [5, 20], steps).gaps("step").tolist() == []
 
 
-@given(st.lists(st.one_of(st.floats(0, 1e9), st.sampled_from([math.nan, math.inf, -math.inf])), min_size=1, max_size=50))
+@given(
+    st.lists(st.one_of(st.floats(0, 1e9), st.sampled_from([math.nan, math.inf, -math.inf])), min_size=1, max_size=50)
+)
 def test_a_clock_that_was_set_back_or_stopped_never_turns_the_time_axis_round(times: list[float]) -> None:
     t = np.array(times)
     x = lane(np.ones(len(t)), [len(t) // 2], t=t).x("time")

@@ -265,9 +265,7 @@ def test_no_color_leaves_no_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             return app.export_screenshot()
 
     def coloured(drawn: str) -> set[str]:
-        found = set(re.findall(r"-r\d+ \{ fill: (#\w{6})", drawn)) - {
-            "#c5c8c6"
-        }  # the picture's own, of unstyled blanks
+        found = set(re.findall(r"-r\d+ \{ fill: (#\w{6})", drawn)) - {"#c5c8c6"}  # the picture's own
         return {colour for colour in found if len({colour[1:3], colour[3:5], colour[5:7]}) > 1}
 
     monkeypatch.delenv("NO_COLOR", raising=False)

@@ -177,6 +177,11 @@ def test_the_most_important_columns_stay_in_every_size(everything: Path, size: t
     at_home(body, everything, size=size)
 
 
+def test_why_a_run_ended_is_cut_and_not_left_out_where_there_is_little_room() -> None:
+    row = row_of(status="FAILED", reason="F-DISTILL-SMOKE-001: expected eval.loss falls, observed 5 to 6.5")
+    assert run_list.detail(row, 40)[0].plain == "✘ FAILED  F-DISTILL-SMOKE-001: expected…"
+
+
 @pytest.mark.parametrize("size", [(20, 6), (3, 2), (240, 70)])
 def test_no_size_is_an_error(everything: Path, size: tuple[int, int]) -> None:
     async def body(app: DeskApp, screen: HomeScreen, pilot: Pilot[None]) -> None:

@@ -61,4 +61,4 @@ def test_no_light_command_imports_torch(tmp_path: Path, arguments: list[str]) ->
 
 
 def test_the_check_itself_sees_torch(tmp_path: Path) -> None:
-    assert loaded(tmp_path, ["numpy"]) == "loaded: ['numpy']"
+    assert loaded(tmp_path, ["safetensors"]) == "loaded: ['safetensors']"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from console.conclusion import conclude
 from console.outlook import (
+    CHANGED_NOTE,
     EXIT_MEANINGS,
     age,
     ages,
@@ -119,6 +120,15 @@ def test_a_doctored_verdict_makes_an_ended_run_disputed() -> None:
     events = with_verdicts(smoke_events(12))
     lie = [msgspec.structs.replace(e, verdict="FAIL") if isinstance(e, Verdict) and e.step == 12 else e for e in events]
     assert outlook(smoke_view(end_event(), events=lie)).status == "DISPUTED"
+
+
+def test_a_good_run_whose_files_were_changed_since_is_not_believed() -> None:
+    view = replace(smoke_view(end_event()), notes=(f"{CHANGED_NOTE}events.jsonl: changed", "something else"))
+    seen = outlook(view)
+    assert (seen.status, seen.exit_code) == ("CHANGED", ExitCode.FAILED)
+    assert seen.reason == "not as it was when the run ended: events.jsonl: changed"
+    failed = smoke_view(end_event(status="FAILED", exit_code=1))
+    assert outlook(replace(failed, notes=view.notes)).status == "FAILED"
 
 
 # Going on

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from console.run_files import read_manifest
 from console.run_index import Row, RunIndex, find_smoke, load_run
-from console.run_reader import RunReader, read_manifest
+from console.run_reader import RunReader
 from dispatch.manifest import read_manifest as trusted_manifest
 from engine.stream import Eval, Step
 from tests.console.run_dirs import (

@@ -135,7 +135,7 @@ def test_no_hostile_byte_reaches_the_terminal(desk: Desk, start: Start) -> None:
 
 def test_two_keys_start_a_smoke_and_leaving_leaves_it_running(desk: Desk, start: Start) -> None:
     terminal = start()
-    terminal.until("no runs")
+    terminal.until("No runs yet")
     terminal.press("n")
     terminal.until("built-in")
     terminal.press("\r")
