@@ -11,9 +11,10 @@ from textual.app import App, SystemCommand
 from textual.screen import Screen
 
 from console import launch
-from console.actions import ACTIONS, bindings
+from console.actions import bindings
 from console.palette_commands import ActionCommands
 from console.screens.confirm import ConfirmScreen
+from console.screens.guarded import CHANGING
 from console.screens.home import HomeScreen
 from console.screens.run import RunScreen
 from console.settings import Settings
@@ -21,8 +22,6 @@ from console.themes import THEMES
 from dispatch import runs
 from dispatch.transport import LocalTransport
 from engine.errors import KdError
-
-CHANGING = frozenset(a.name for a in ACTIONS if a.changes)
 
 
 class KdConsoleApp(App[str]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -51,7 +52,7 @@ def csv_lines(plot: Plot) -> Iterator[str]:
         for begin in range(0, curve.lane.rows, _CHUNK):
             part = slice(begin, begin + _CHUNK)
             rows = zip(steps[part].tolist(), times[part].tolist(), values[part].tolist(), strict=True)
-            yield _csv([(run, series, _exact(step), _exact(t), _exact(value)) for step, t, value in rows])
+            yield _csv([(run, series, f"{step:.0f}", _exact(t), _exact(value)) for step, t, value in rows])
 
 
 def _csv(rows: list[Any]) -> str:
@@ -61,9 +62,7 @@ def _csv(rows: list[Any]) -> str:
 
 
 def _exact(value: float) -> str:
-    if value.is_integer() and abs(value) < 2**53:
-        return str(int(value))
-    return repr(value) if np.isfinite(value) else number(value)
+    return repr(value) if math.isfinite(value) else number(value)
 
 
 def svg(plot: Plot, look: Look, title: str) -> str:
@@ -110,6 +109,8 @@ class _Picture:
     def document(self, title: str) -> str:
         """Everything."""
         self._axes()
+        if self.plot.empty:
+            self._text(WIDTH / 2, HEIGHT / 2, self.plot.message, anchor="middle", colour="#555555")
         for shape in self.shapes:
             if shape.line is not None and shape.curve.kind == "main":
                 self._band(shape)

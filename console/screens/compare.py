@@ -14,7 +14,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import Footer, Static
 from textual.worker import get_current_worker
 
@@ -23,6 +22,7 @@ from console.differences import differences
 from console.export_files import write_new
 from console.run_reader import LoadedRun, RunReader
 from console.screens.chart_actions import ChartActions
+from console.screens.guarded import GuardedScreen
 from console.side_by_side import Section, as_csv, labels, rows
 from console.widgets.differences_table import DIFFERENT, DifferencesTable
 from console.widgets.layout import Part, fit
@@ -54,7 +54,7 @@ class RunsRead(Message):
         return isinstance(message, RunsRead)
 
 
-class CompareScreen(ChartActions, Screen[None]):
+class CompareScreen(ChartActions, GuardedScreen[None]):
     """Lays runs over each other; those that go on are kept up to date.
 
     Args:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from textual import on, work
 from textual.message import Message
-from textual.screen import Screen
 
 from console.run_index import find_smoke
+from console.screens.guarded import GuardedScreen
 from console.view import View
 from console.watch import Sight, Watcher
 from dispatch import runs
@@ -54,7 +54,7 @@ class Learned(Message):
     notes: tuple[str, ...] = ()
 
 
-class FollowingScreen(Screen[None]):
+class FollowingScreen(GuardedScreen[None]):
     """Follows one run. What is known of it is in `latest`; `known` is called when that changed.
 
     Args:

@@ -16,13 +16,13 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import Footer, Input, Static
 from textual.worker import get_current_worker
 
 from console.actions import ACTIONS, bindings
 from console.run_index import Row, RunIndex
 from console.run_list import SORTS, detail, matches, nothing_yet, ordered, summary
+from console.screens.guarded import GuardedScreen
 from console.widgets.layout import Part, fit
 from console.widgets.runs_table import RunsTable
 from engine.text import clean
@@ -67,7 +67,7 @@ class FilterInput(Input):
         self.post_message(self.GivenUp())
 
 
-class HomeScreen(Screen[None]):
+class HomeScreen(GuardedScreen[None]):
     """Lists the runs of some directories.
 
     Args:

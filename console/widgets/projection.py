@@ -10,9 +10,11 @@ from textual.content import Content
 from console.forecast import Range, end_text, forecast
 from console.outlook import host_now, outlook
 from console.report import duration
+from console.run_state import RunState
 from console.view import View
 from console.widgets.layout import Part, fit, wrapped
 from console.widgets.pane import Pane
+from engine.falsifiers import FIRST_PHASE
 from engine.stream import Projection
 
 _NAME = 12
@@ -77,8 +79,20 @@ def elapsed(view: View) -> float:
     state = view.state
     if state.end is not None and (state.run is None or state.run.attempt == 1):
         return state.end.seconds
-    since = 0.0 if state.end is not None else max(0.0, host_now(view) - state.last_t)
-    return math.fsum(phase.seconds for phase in state.phases) + since
+    spent = [0.0 if state.end is not None else max(0.0, host_now(view) - state.last_t)]
+    for phase, then in zip(state.phases, (*state.phases[1:], None), strict=True):
+        spent.append(phase.seconds)
+        if then is not None and then.name == FIRST_PHASE:  # a later attempt: nothing ran before it began
+            spent[-1] = min(phase.seconds, max(0.0, _last_heard(state, then.started) - phase.started))
+    return math.fsum(spent)
+
+
+def _last_heard(state: RunState, before: float) -> float:
+    """When the last thing happened before a moment, in Unix seconds; to the second enough, for steps are made often."""
+    steps = state.steps.column("t")
+    made = steps[steps < before]
+    marks = (*state.evals, *state.checkpoints, *state.log)
+    return max([float(made[-1]) if len(made) else 0.0, *(mark.t for mark in marks if mark.t < before)])
 
 
 def _whole(view: View) -> bool:

@@ -47,7 +47,9 @@ def state(
     target: int = 50_000, **columns: Sequence[float] | Floats,
 ) -> RunState:  # fmt: skip
     run = run_event(teacher=teacher, target_steps=target)
-    return RunState(run=run, steps=series(loss, **columns), evals=tuple(evals), events=1)
+    steps = series(loss, **columns)
+    last = float(steps.column("t")[-1]) if len(steps) else 0.0
+    return RunState(run=run, steps=steps, evals=tuple(evals), events=1, last_t=last)
 
 
 def view(shown: RunState, *, live: bool = False, now: float = 0.0) -> View:

@@ -156,7 +156,8 @@ def view_of(events: Sequence[Event], after: float = 0.5, *, host: str = "gx10", 
 
 def ended(view: View, **link: Any) -> View:
     """The same run as it is looked at once it is over."""
-    return replace(view, link=replace(view.link, status="ended", live=False, **link), now=view.state.last_t)
+    known = {"status": "ended", "live": False, **link}
+    return replace(view, link=replace(view.link, **known), now=view.state.last_t)
 
 
 def verdict(identifier: str, word: str, **changes: Any) -> Verdict:

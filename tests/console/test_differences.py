@@ -220,7 +220,7 @@ def test_a_directory_that_is_no_run_is_compared_as_what_it_is(tmp_path: Path) ->
     assert "no dispatch.json" in texts(lines["problem"])[1]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(), st.floats(allow_nan=True), st.integers(-(2**40), 2**40)), min_size=0, max_size=40),
     st.lists(st.floats(), max_size=12),
