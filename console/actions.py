@@ -58,8 +58,8 @@ ACTIONS: tuple[Action, ...] = (
     Action("filter", "slash", "filter", "Show only what has this text in it; empty shows all.", ("home", "run")),
     Action("refresh", "ctrl+r", "refresh", "Read the directories again.", ("home",), footer=False),
     # Run
-    Action("next_pane", "tab", "panes", "Go to the next pane.", ("run",)),
-    Action("previous_pane", "shift+tab", "previous pane", "Go to the pane before.", ("run",), footer=False),
+    Action("next_pane", "tab", "panes", "Go to the next pane.", ("run", "compare")),
+    Action("previous_pane", "shift+tab", "previous pane", "Go to the pane before.", ("run", "compare"), footer=False),
     Action("pane_1", "1", "loss", "Show the loss chart; again: the teacher agreement.", ("run",), footer=False),
     Action("pane_2", "2", "verdicts", "Show the falsifiers.", ("run",), footer=False),
     Action("pane_3", "3", "checkpoints", "Show the checkpoint timeline.", ("run",), footer=False),
@@ -83,6 +83,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("previous_match", "shift+n,N", "previous match", "Log: the line with it before.", ("run",), footer=False),
     Action("copy", "y", "copy", "Copy what the focused pane shows to the clipboard.", ("run", "compare")),
     Action("export", "e", "export", "Write the pane's data or picture to a file.", ("run", "compare"), True),
+    Action("resume", "r", "resume…", "Go on with a training that was stopped or broke.", ("run",), True, footer=False),
     Action("stop", "s", "stop…", "Stop the run, after a question; it commits what it has.", ("run",), True),
     # New run
     Action("start", "enter,ctrl+j,ctrl+enter", "start", "Start the run once its checks have passed.", ("new",), True),

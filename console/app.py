@@ -22,6 +22,7 @@ from console.themes import THEMES
 from dispatch import runs
 from dispatch.transport import LocalTransport
 from engine.errors import KdError
+from engine.text import clean
 
 
 class KdConsoleApp(App[str]):
@@ -66,9 +67,7 @@ class KdConsoleApp(App[str]):
         if self._first_job is not None:
             self.start_run(self._first_job)
         elif self._first_run is not None:
-            self.open_run(self._first_run)
-            if self._resume is not None:
-                self.resume_run(runs.open_run(self._first_run), self._resume)
+            self.open_run(self._first_run, self._resume)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """See Textual. What changes something is not offered under --readonly."""
@@ -80,14 +79,17 @@ class KdConsoleApp(App[str]):
 
     # Ways to screens
 
-    def open_run(self, path: Path) -> None:
-        """Shows a run directory."""
+    def open_run(self, path: Path, resume: Sequence[str] | None = None) -> None:
+        """Shows a run directory; with `resume`, after another attempt was started."""
         try:
             run_dir = runs.open_run(path)
         except KdError as error:
             self.say(str(error), "error")
             return
-        self.push_screen(RunScreen(run_dir))
+        if resume is None:
+            self.push_screen(RunScreen(run_dir))
+        else:
+            self.resume_run(run_dir, resume)
 
     def compare_runs(self, paths: Sequence[Path]) -> None:
         """Lays runs over each other."""
@@ -108,11 +110,12 @@ class KdConsoleApp(App[str]):
 
     @work(group="launch", exit_on_error=False)
     async def resume_run(self, run_dir: runs.RunDir, allow_changed: Sequence[str]) -> None:
-        """Starts another attempt of a run."""
+        """Starts another attempt of a run and shows it, or how it stands if none could be started."""
         try:
             await launch.start_again(run_dir, allow_changed, LocalTransport())
         except KdError as error:
             self.say(f"not resumed: {error}", "error")
+        self.push_screen(RunScreen(run_dir))
 
     # Actions
 
@@ -142,9 +145,16 @@ class KdConsoleApp(App[str]):
 
     def say(self, text: str, severity: str = "information") -> None:
         """A message to the operator, shown as text and never as markup."""
-        if severity == "error" and self.settings.bell:
-            self.bell()
         self.notify(text, severity=severity, markup=False, timeout=15 if severity == "error" else 6)  # type: ignore[arg-type]
+
+    def alert(self, text: str, severity: str) -> None:
+        """What an operator wants to hear of without looking: also by the bell and on the desktop, where wanted."""
+        self.say(text, severity)
+        if self.settings.bell:
+            self.bell()
+        if self.settings.notify and self._driver is not None:
+            # OSC 9, which terminals that know it show on the desktop and others drop; no text can end it early.
+            self._driver.write(f"\x1b]9;{clean(text, 200)}\x07")
 
     async def ask(self, question: str, consequences: str, yes: str) -> bool:
         """Asks before something is stopped or removed; to be awaited from a worker."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ async def start_again(run_dir: runs.RunDir, allow_changed: Sequence[str], transp
     """
     if run_dir.manifest.mode != "train":
         raise RunError(f"run {run_dir.id}: a {run_dir.manifest.mode}", expected="a training run")
-    check(load_config(run_dir.path / "config.yaml"))
+    await asyncio.to_thread(lambda: check(load_config(run_dir.path / "config.yaml")))
     now = await runs.status(transport, run_dir.path)
     if now.state in ("running", "starting"):
         raise RunError(f"run {run_dir.id}: {now.state}", do=f"kdconsole --headless attach {run_dir.id}")

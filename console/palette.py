@@ -38,7 +38,7 @@ RUNS = {
     "COMPLETED": Mark("■", "COMPLETED", "$success"),
     "FAILED": Mark("✘", "FAILED", "bold $error"),
     "STOPPED": Mark("◼", "STOPPED", "$warning"),
-    "TIMEOUT": Mark("⧖", "TIMEOUT", "bold $warning"),
+    "TIMEOUT": Mark("◷", "TIMEOUT", "bold $warning"),
     "CRASHED": Mark("✖", "CRASHED", "bold $error"),
     "LOST": Mark("?", "LOST", "bold $warning"),
     "DISPUTED": Mark("≠", "DISPUTED", "bold $error"),

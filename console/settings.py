@@ -41,7 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keys: dict[str, str] = {}
     """Of an action such as `home.sort`, its keys separated by commas, named as Textual names them."""
     bell: bool = True
-    """Ring the terminal's bell when something fails."""
+    """Ring the terminal's bell when a verdict fails or a run ends."""
     notify: bool = True
     """Ask the terminal for a desktop notification when a run ends or fails."""
     fps: int = 4

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.content import Content
 from textual.message import Message
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 from textual.worker import get_current_worker
 
-from console.actions import ACTIONS, bindings
+from console.actions import bindings
 from console.differences import differences
 from console.export_files import write_new
 from console.run_reader import LoadedRun, RunReader
@@ -25,6 +25,7 @@ from console.screens.chart_actions import ChartActions
 from console.screens.guarded import GuardedScreen
 from console.side_by_side import Section, as_csv, labels, rows
 from console.widgets.differences_table import DIFFERENT, DifferencesTable
+from console.widgets.key_bar import KeyBar
 from console.widgets.layout import Part, fit
 from console.widgets.loss_chart import LossChart
 
@@ -34,11 +35,7 @@ if TYPE_CHECKING:
 REFRESH_SECONDS = 2.0
 TALL = 28
 """Rows from which on chart and table are shown at once."""
-_CHANGING = frozenset(action.name for action in ACTIONS if action.changes)
 _PANES = ("chart", "table")
-_PANE_KEYS: list[BindingType] = [
-    each for each in bindings("run") if isinstance(each, Binding) and each.action in ("next_pane", "previous_pane")
-]
 
 
 @dataclass
@@ -63,7 +60,7 @@ class CompareScreen(ChartActions, GuardedScreen[None]):
     """
 
     app: KdConsoleApp
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings("compare"), *_PANE_KEYS]
+    BINDINGS: ClassVar[list[BindingType]] = bindings("compare")
     where: ClassVar[str] = "compare"
     DEFAULT_CSS = """
     CompareScreen {
@@ -88,7 +85,7 @@ class CompareScreen(ChartActions, GuardedScreen[None]):
         yield Static(id="compared")
         yield LossChart(id="chart", classes="pane", fps=self.app.settings.fps)
         yield DifferencesTable(id="table", classes="pane")
-        yield Footer(compact=True, show_command_palette=False)
+        yield KeyBar("compare")
 
     def on_mount(self) -> None:
         """Paints the frames and begins to read."""
@@ -167,10 +164,6 @@ class CompareScreen(ChartActions, GuardedScreen[None]):
             self.query_one(f"#{name}").display = both or name == self._pane
 
     # Actions
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """See Textual. What writes something is not offered under --readonly."""
-        return False if self.app.readonly and action in _CHANGING else super().check_action(action, parameters)
 
     def action_next_pane(self) -> None:
         """From the chart to the table, and back."""

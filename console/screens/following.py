@@ -166,10 +166,10 @@ class FollowingScreen(GuardedScreen[None]):
         failed = frozenset(v.id for v in state.judged if v.verdict == "FAIL")
         ended = frozenset(("end",)) if state.end is not None or not self.latest.link.live else frozenset()
         before, self._told = self._told, failed | ended
-        if before is None or not self.app.settings.notify:
+        if before is None:
             return
         for identifier in sorted(failed - before):
-            self.app.say(f"✘ FAIL {identifier}", "error")
+            self.app.alert(f"{self.run_dir.id}: ✘ FAIL {identifier}", "error")
         if ended - before:
             how = f"{state.end.status}: {state.end.reason}" if state.end else "it ended without a word"
-            self.app.say(f"{self.run_dir.id}: {how}", "information" if not failed and state.end else "error")
+            self.app.alert(f"{self.run_dir.id}: {how}", "information" if not failed and state.end else "error")

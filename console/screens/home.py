@@ -16,13 +16,14 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
-from console.actions import ACTIONS, bindings
+from console.actions import bindings
 from console.run_index import Row, RunIndex
 from console.run_list import SORTS, detail, matches, nothing_yet, ordered, summary
 from console.screens.guarded import GuardedScreen
+from console.widgets.key_bar import KeyBar
 from console.widgets.layout import Part, fit
 from console.widgets.runs_table import RunsTable
 from engine.text import clean
@@ -36,7 +37,6 @@ SHOW_SECONDS = 0.2
 BREATH_SECONDS = 0.002
 """Between two pieces of a stream, so that keys are answered at once while thousands of them are folded."""
 MOST_COMPARED = 6
-_CHANGING = frozenset(action.name for action in ACTIONS if action.changes)
 
 
 @dataclass
@@ -76,7 +76,7 @@ class HomeScreen(GuardedScreen[None]):
     """
 
     app: KdConsoleApp
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings("home")]
+    BINDINGS: ClassVar[list[BindingType]] = bindings("home")
     where: ClassVar[str] = "home"
     DEFAULT_CSS = """
     HomeScreen {
@@ -111,7 +111,7 @@ class HomeScreen(GuardedScreen[None]):
             yield Static(id="nothing")
         yield Static(id="detail")
         yield FilterInput(id="filter", placeholder="text, or status:failed host:gx10 mode:train", select_on_focus=True)
-        yield Footer(compact=True, show_command_palette=False)
+        yield KeyBar("home")
 
     def on_mount(self) -> None:
         """Paints an empty list and begins to look."""
@@ -257,10 +257,6 @@ class HomeScreen(GuardedScreen[None]):
         self._draw_detail()
 
     # Actions
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """See Textual. What changes something is not offered under --readonly."""
-        return False if self.app.readonly and action in _CHANGING else super().check_action(action, parameters)
 
     @on(RunsTable.Opened)
     def action_open(self) -> None:

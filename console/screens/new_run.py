@@ -15,8 +15,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.message import Message
-from textual.screen import Screen
-from textual.widgets import Button, Footer, Input, OptionList, Static
+from textual.widgets import Button, Input, OptionList, Static
 from textual.worker import Worker, WorkerError
 
 from console.actions import Where, bindings
@@ -26,7 +25,9 @@ from console.prepare import Draft, Prepared, prepare, yaml_files
 from console.prepared_text import prepared_text, shortages, what
 from console.room import OVERRIDE
 from console.screens.confirm import ConfirmScreen
+from console.screens.guarded import GuardedScreen
 from console.widgets.flow import Flow
+from console.widgets.key_bar import KeyBar
 from console.widgets.mode_switch import ModeSwitch
 from console.widgets.source_list import TYPED, Source, SourceList
 from engine.text import clean
@@ -50,7 +51,7 @@ class Launcher(Protocol):
         ...
 
 
-class NewRunScreen(Screen[None]):
+class NewRunScreen(GuardedScreen[None]):
     """Smoke or train: what is chosen on one side, what comes of it on the other.
 
     Args:
@@ -107,7 +108,7 @@ class NewRunScreen(Screen[None]):
         with Horizontal(id="bar"):
             yield Static(id="status")
             yield Button(Content("Start"), variant="primary", id="start", compact=True)
-        yield Footer(compact=True, show_command_palette=False)
+        yield KeyBar("new")
 
     def on_mount(self) -> None:
         """Takes over the first draft and looks at it."""
@@ -231,11 +232,9 @@ class NewRunScreen(Screen[None]):
     @on(Button.Pressed, "#start")
     def action_start(self) -> None:
         """Starts the run; while its checks are under way, as soon as they have passed."""
-        if self._launcher.readonly:
-            self.notify(READONLY, severity="warning", markup=False)
-        elif self._starting:
+        if self._starting:
             return
-        elif self.draft != self._looking_at:  # typed a moment ago
+        if self.draft != self._looking_at:  # typed a moment ago
             self._look_again()
             self._wanted = True
         elif self._prepared is None:

@@ -16,6 +16,7 @@ from textual.style import Style
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
+from console import launch
 from console.actions import bindings
 from console.export_files import write_new
 from console.screens.chart_actions import ChartActions
@@ -349,6 +350,24 @@ class RunScreen(ChartActions, FollowingScreen):
             self.app.say(f"not written: {error.filename}: {error.strerror}", "error")
             return
         self.app.say("written: " + ", ".join(map(str, written)))
+
+    @work(exclusive=True, group="resume", exit_on_error=False)
+    async def action_resume(self) -> None:
+        """Asks, and starts another attempt of a training that ended before its last step."""
+        name = self.run_dir.id
+        if self.going_on:
+            self.app.say(f"{name} goes on")
+            return
+        consequences = "It goes on from its newest whole checkpoint, with its own configuration, in the same directory."
+        if not await self.app.ask(f"Resume {name}?", consequences, "resume the run"):
+            return
+        try:
+            await launch.start_again(self.run_dir, (), self.transport)
+        except KdError as error:
+            self.app.say(f"not resumed: {error}", "error")
+            return
+        self.app.say(f"{name} was started again")
+        self.follow_run()
 
     @work(exclusive=True, group="stop", exit_on_error=False)
     async def action_stop(self) -> None:

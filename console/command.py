@@ -1,0 +1,91 @@
+"""What the commands share: options, the way to the screen, the narration, the report and the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from console.narration import Narrator
+    from console.report import Result
+
+EXIT_CODES = """\b
+Exit codes:
+  0    every fatal and gate verdict is PASS
+  1    one of them is FAIL, or an ended run's files were changed
+  2    wrong usage, configuration, model or data
+  3    the host could not be reached
+  4    time-out or stall, or a budget that ended a smoke before its tenth step
+  5    the run crashed, or one of the verdicts is undecided
+  130  interrupted
+"""
+
+
+def evidence_option(command: Any) -> Any:
+    """Where run directories live."""
+    return click.option(
+        "--evidence",
+        metavar="DIR",
+        default="evidence",
+        show_default=True,
+        envvar="KDCONSOLE_EVIDENCE",
+        type=click.Path(path_type=Path),
+        help="Where run directories live.",
+    )(command)
+
+
+def open_screen(context: click.Context, evidence: Path, **first: Any) -> None:
+    """Opens the app, which needs a terminal; everything it needs is imported here and not before."""
+    need_terminal(context)
+    from console.interactive import open_app
+
+    left = open_app(evidence, readonly=context.obj["readonly"], **first)
+    if left:
+        click.echo(left)
+
+
+def need_terminal(context: click.Context) -> None:
+    """Refuses a command that would open the screen where there is none, before anything else is looked at."""
+    if context.obj["headless"] or all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        return
+    command = context.info_name if context.parent else "COMMAND"
+    raise click.UsageError(f"the dashboard needs a terminal; without one: kdconsole --headless {command} …")
+
+
+def narrator(quiet: bool) -> Narrator:
+    """Tells on standard error what a run does; `quiet` says nothing."""
+    from rich.console import Console
+
+    from console.narration import Narrator
+
+    return Narrator(Console(stderr=True, highlight=False), quiet)
+
+
+def finish(result: Result | None, as_json: bool) -> None:
+    """Prints the report and leaves with the run's exit code; 0 when the operator let go of a run that goes on."""
+    from rich.console import Console
+
+    from console import report
+
+    if result is None:
+        return
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    with console.capture() as capture:
+        if as_json:
+            console.out(json.dumps(report.document(result), indent=2, allow_nan=False))
+        else:
+            report.show(result, console)
+    try:
+        sys.stdout.write(capture.get())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader went away (`| head`); the run's exit code still stands.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(result.exit_code)
