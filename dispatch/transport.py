@@ -34,6 +34,10 @@ class TransportTimeout(TransportError):
     exit_code = ExitCode.TIMEOUT
 
 
+class HostRefusal(TransportError):
+    """The host lets us in no more, or is not the one that was trusted: asking again will not help."""
+
+
 class MissingFile(TransportError):
     """The path does not exist on the host."""
 

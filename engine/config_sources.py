@@ -15,7 +15,9 @@ from engine.text import clean
 from engine.yaml_io import join, parse_document, parse_value
 
 VARIABLE_PREFIX: Final = "KDCONSOLE_"
-RESERVED_VARIABLES: Final = frozenset(("KDCONSOLE_EVIDENCE", "KDCONSOLE_DEBUG", "KDCONSOLE_HOME", "KDCONSOLE_SETTINGS"))
+RESERVED_VARIABLES: Final = frozenset(
+    f"KDCONSOLE_{name}" for name in ("EVIDENCE", "DEBUG", "HOME", "SETTINGS", "HOSTS")
+)
 """Variables that the console itself reads; they are no configuration keys."""
 
 Assignment = tuple[str, object, Source]

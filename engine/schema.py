@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
@@ -280,7 +281,7 @@ def _fits(value: object, kind: ms.Type) -> bool:
     if isinstance(kind, ms.NoneType):
         return value is None
     if isinstance(kind, ms.StrType):
-        return isinstance(value, str) and len(value) >= (kind.min_length or 0)
+        return isinstance(value, str) and _written(value, kind)
     if isinstance(kind, ms.LiteralType):
         return isinstance(value, str) and value in kind.values
     if isinstance(kind, ms.IntType):
@@ -288,6 +289,14 @@ def _fits(value: object, kind: ms.Type) -> bool:
     if isinstance(kind, ms.FloatType):
         return isinstance(value, int | float) and not isinstance(value, bool) and _within(value, kind)
     return False
+
+
+def _written(value: str, kind: ms.StrType) -> bool:
+    return (
+        len(value) >= (kind.min_length or 0)
+        and (kind.max_length is None or len(value) <= kind.max_length)
+        and (kind.pattern is None or re.search(kind.pattern, value) is not None)
+    )
 
 
 def _within(value: int | float, kind: ms.IntType | ms.FloatType) -> bool:
