@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -11,9 +13,13 @@ from console.view import Link
 from dispatch.follower import Batch, Follower
 from dispatch.manifest import CONTRACT, EVENTS
 from dispatch.runs import RunDir
-from dispatch.transport import Transport
+from dispatch.transport import HostRefusal, LocalTransport, Transport, TransportError
 from engine.errors import RunError
 from engine.falsifiers import Contract, parse_contract
+from engine.text import clean
+
+RETRY_SECONDS = (0.1, 15.0)
+"""After the first failure, and at most, until the host is asked again; each time twice as long, give or take a half."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +48,37 @@ class Watcher:
         self._reducer = Reducer(contract_of(run_dir))
         self._follower = Follower(transport, run_dir.path, run_dir.run)
         self._transport, self._path = transport, f"{run_dir.path}/{EVENTS}"
+        self._local = isinstance(transport, LocalTransport)
         self._past: int | None = None
         self._link = Link(host=transport.host)
 
     async def sights(self) -> AsyncIterator[Sight]:
         """Yields what arrives until the run has ended, and once a second while nothing does.
 
-        After an error it can be called again, and goes on where it was.
+        While the host cannot be reached the link says why, and it is tried again for as long as one asks; then it goes
+        on where it was, with nothing lost and nothing twice.
 
         Raises:
             StreamError: the stream is broken for good.
-            TransportError: the host cannot be reached now.
+            HostRefusal: the host, or its key, lets us in no more.
         """
+        wait, longest = RETRY_SECONDS
+        while True:
+            try:
+                async for sight in self._sights_while_reached():
+                    wait = RETRY_SECONDS[0]
+                    yield sight
+                return
+            except HostRefusal:
+                raise
+            except TransportError as error:
+                self._link = replace(self._link, problem=clean(str(error), 500))
+            nothing = Batch((), (), self._follower.offset, self._link.status, None, 0.0)
+            yield Sight(self._reducer.state, self._link, nothing, caught_up=self._past is not None)
+            await asyncio.sleep(wait * random.uniform(0.5, 1.5))
+            wait = min(longest, 2 * wait)
+
+    async def _sights_while_reached(self) -> AsyncIterator[Sight]:
         if self._past is None:
             there = await self._transport.stat(self._path)
             self._past = there.size if there else 0
@@ -64,6 +89,8 @@ class Watcher:
                 self._link,
                 status=batch.status,
                 heard=time.time() if batch.lines else self._link.heard,
+                latency_seconds=None if self._local else self._follower.latency_seconds,
+                problem="",
                 exit=batch.ended,
                 live=not ended,
             )

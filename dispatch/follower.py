@@ -70,6 +70,8 @@ class Follower:
     ) -> None:
         self.offset = offset
         self.run = run
+        self.latency_seconds: float | None = None
+        """How long the host took for the last read that brought nothing."""
         self._transport = transport
         self._run_dir = str(run_dir)
         self._events = f"{run_dir}/{EVENTS}"
@@ -93,6 +95,7 @@ class Follower:
         ended: ExitRecord | None = None
         heard = asked = ticked = time.monotonic()
         while True:
+            began = time.monotonic()
             lines, events = await self._read()
             now = time.monotonic()
             if lines:
@@ -100,6 +103,7 @@ class Follower:
                 status = "running" if status == "starting" else status
                 yield Batch(events, lines, self.offset, "running", None, 0.0)
                 continue
+            self.latency_seconds = now - began
             if status in ("ended", "lost"):  # And a read after that found nothing more.
                 yield Batch((), (), self.offset, status, ended, now - heard)
                 return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,15 +15,12 @@ from console.view import View
 from console.watch import Sight, Watcher
 from dispatch import runs
 from dispatch.manifest import SUMS, verify_sums
-from dispatch.transport import LocalTransport, TransportError
+from dispatch.transport import LocalTransport
 from engine.errors import KdError
 from engine.text import clean
 
 if TYPE_CHECKING:
     from console.app import KdConsoleApp
-
-_RETRY_SECONDS = (1.0, 30.0)
-"""After the first failure, and at most, until the host is asked again."""
 
 
 @dataclass
@@ -40,10 +36,9 @@ class SightArrived(Message):
 
 @dataclass
 class Trouble(Message):
-    """The run cannot be followed: for good, or until the host answers again."""
+    """The run cannot be followed any more."""
 
     problem: str
-    for_good: bool
 
 
 @dataclass
@@ -87,23 +82,14 @@ class FollowingScreen(GuardedScreen[None]):
         try:
             watcher = await asyncio.to_thread(Watcher, self.run_dir, self.transport)
         except KdError as error:
-            self.post_message(Trouble(str(error), for_good=True))
+            self.post_message(Trouble(str(error)))
             return
-        wait, longest = _RETRY_SECONDS
-        while True:
-            try:
-                async for sight in watcher.sights():
-                    wait = _RETRY_SECONDS[0]
-                    self.post_message(SightArrived(sight))
-                    await asyncio.sleep(0)
-                return
-            except TransportError as error:
-                self.post_message(Trouble(str(error), for_good=False))
-                await asyncio.sleep(wait * random.uniform(0.5, 1.5))
-                wait = min(longest, 2 * wait)
-            except KdError as error:
-                self.post_message(Trouble(str(error), for_good=True))
-                return
+        try:
+            async for sight in watcher.sights():
+                self.post_message(SightArrived(sight))
+                await asyncio.sleep(0)
+        except KdError as error:
+            self.post_message(Trouble(str(error)))
 
     @on(SightArrived)
     def absorb(self, message: SightArrived) -> None:
@@ -123,11 +109,10 @@ class FollowingScreen(GuardedScreen[None]):
     @on(Trouble)
     def lose(self, message: Trouble) -> None:
         """Says that nothing can be read now; what was read stays."""
-        link = replace(self.latest.link, problem=clean(message.problem, 500), live=not message.for_good)
+        link = replace(self.latest.link, problem=clean(message.problem, 500), live=False)
         self.latest = replace(self.latest, link=link)
         self.known()
-        if message.for_good:
-            self.loaded.set()
+        self.loaded.set()
 
     @on(Learned)
     def learn(self, message: Learned) -> None:
