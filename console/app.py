@@ -139,7 +139,8 @@ class KdConsoleApp(App[str]):
     async def action_leave(self) -> None:
         """Leaves; the runs that were shown go on, and the terminal says so."""
         # One that is just being started is started first, so that nobody has to wonder.
-        await self.workers.wait_for_complete([w for w in self.workers if w.group == "launch"])
+        if launching := [w for w in self.workers if w.group == "launch"]:  # of none it would wait for all
+            await self.workers.wait_for_complete(launching)
         going = sorted({s.run_dir.id for s in self.screen_stack if isinstance(s, RunScreen) and s.going_on})
         self.exit(_left(going))
 
