@@ -8,17 +8,16 @@ import platform
 import re
 import signal
 import socket
-import stat
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
-from typing import Literal, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from dispatch.supervisor import write_atomic
+from dispatch.supervisor import open_regular, read_regular, write_atomic
 from engine.errors import RunError
 from engine.text import clean
 
@@ -29,9 +28,14 @@ CONFIG = "config.yaml"
 CONTRACT = "contract.yaml"
 SUMS = "SHA256SUMS"
 SMALL_FILES = (CONFIG, CONTRACT, MANIFEST, EVENTS, "launch.log", "supervisor.jsonl", EXIT)
-"""What every run directory holds at its end, in the order of SHA256SUMS."""
+"""What a run directory holds at its end, in the order of SHA256SUMS."""
+FIRST_FILES = (CONFIG, CONTRACT, MANIFEST)
+"""What it holds from its beginning on; the others may be missing where the trainer never came to write them."""
 
+MAX_NAME = 200
+"""Characters of what an operator calls a run."""
 _MAX_JSON_BYTES = 1 << 20
+_MAX_SUMS_BYTES = 1 << 20
 _SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _T = TypeVar("_T")
 
@@ -163,32 +167,42 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a run directory.
+    """The manifest of a run directory, its texts cleaned.
 
     Raises:
         RunError: missing, too large, or not a manifest of this software.
     """
     path = directory / MANIFEST
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_JSON_BYTES:
-            raise RunError(f"{path}: no regular file of at most {_MAX_JSON_BYTES:,} bytes", expected="a run directory")
-        raw = path.read_bytes()
+        raw = read_regular(path, _MAX_JSON_BYTES)
     except OSError as error:
         raise RunError(f"{path}: {error.strerror}", expected="a run directory") from None
     return decode(Manifest, raw, str(path))
 
 
 def decode(kind: type[_T], raw: bytes, source: str) -> _T:
-    """JSON as a typed record; unknown fields are passed over.
+    """JSON as a typed record, its texts cleaned for a terminal; unknown fields are passed over.
 
     Raises:
-        RunError: not JSON, or not of this form; names `source`.
+        RunError: not JSON, nested too deeply, or not of this form; names `source`.
     """
     try:
-        return msgspec.json.decode(raw, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        # JSON holds control characters only as escapes: plain ASCII without a backslash has nothing to clean.
+        if b"\\" not in raw and b"\x7f" not in raw and raw.isascii():
+            return msgspec.json.decode(raw, type=kind)
+        return msgspec.convert(_cleaned(msgspec.json.decode(raw)), kind)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, a number too long
         raise RunError(f"{source}: {clean(str(error), 300)}", expected=f"a {kind.__name__}") from None
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list):
+        return [_cleaned(each) for each in value]
+    if isinstance(value, dict):
+        return {clean(name): _cleaned(each) for name, each in value.items()}
+    return value
 
 
 def write_sums(directory: Path, names: Iterable[str] = SMALL_FILES) -> Path:
@@ -205,38 +219,59 @@ def write_sums(directory: Path, names: Iterable[str] = SMALL_FILES) -> Path:
 def verify_sums(directory: Path) -> tuple[str, ...]:
     """Checks a directory against its SHA256SUMS.
 
+    Every file that `write_sums` would have listed has to be: a list that was emptied or shortened proves nothing.
+
     Returns:
-        One line for each file that is missing, changed or not allowed; empty when everything agrees.
+        One line for each file that is missing, changed, not listed or not allowed; empty when everything agrees.
 
     Raises:
         RunError: there is no SHA256SUMS, or it cannot be read.
     """
     path = directory / SUMS
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: {error}", expected="the checksums of an ended run") from None
+        lines = read_regular(path, _MAX_SUMS_BYTES).decode().splitlines()
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror}", expected="the checksums of an ended run") from None
+    except UnicodeDecodeError:
+        raise RunError(f"{path}: not UTF-8", expected="the checksums of an ended run") from None
     problems = []
+    listed = set()
     for number, line in enumerate(lines, 1):
         match = _SUM_LINE.fullmatch(line)
         if match is None:
             problems.append(f"{SUMS}: line {number} is not a checksum")
             continue
         wanted, name = match.groups()
-        shown, file = clean(name, 200), directory / name
-        # The list may come from elsewhere: nothing outside the directory is read for it, and no pipe or device.
-        if Path(name).is_absolute() or ".." in Path(name).parts or file.is_symlink():
-            problems.append(f"{shown}: not a regular file of this directory")
-        elif not file.exists():
-            problems.append(f"{shown}: missing")
-        elif not file.is_file() or not file.resolve().is_relative_to(directory.resolve()):
-            problems.append(f"{shown}: not a regular file of this directory")
-        elif sha256_file(file) != wanted:
-            problems.append(f"{shown}: changed")
+        listed.add(str(PurePosixPath(name)))
+        problem = _difference(directory, name, wanted)
+        if problem is not None:
+            problems.append(f"{clean(name, 200)}: {problem}")
+    for name in SMALL_FILES:
+        if name in listed:
+            continue
+        if os.path.lexists(directory / name):
+            problems.append(f"{name}: not listed in {SUMS}")
+        elif name in FIRST_FILES:
+            problems.append(f"{name}: missing, and not listed in {SUMS}")
     return tuple(problems)
 
 
+def _difference(directory: Path, name: str, wanted: str) -> str | None:
+    """What is wrong with one file of the list. The list may come from elsewhere: nothing is read outside."""
+    file, outside = directory / name, "not a regular file of this directory"
+    try:
+        if Path(name).is_absolute() or ".." in Path(name).parts or file.is_symlink():
+            return outside
+        if not file.exists():
+            return "missing"
+        if not file.is_file() or not file.resolve().is_relative_to(directory.resolve()):
+            return outside
+        return None if sha256_file(file) == wanted else "changed"
+    except (OSError, ValueError) as error:  # a NUL in the name, a name that is too long, no permission
+        return f"cannot be read: {clean(str(getattr(error, 'strerror', None) or error), 100)}"
+
+
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with path.open("rb") as file:
+    """SHA-256 of a regular file's bytes, hexadecimal."""
+    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,12 +6,13 @@ Launching, asking and stopping go through a transport and the supervisor on the 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Literal
@@ -20,6 +21,7 @@ from dispatch.manifest import (
     CONFIG,
     CONTRACT,
     MANIFEST,
+    MAX_NAME,
     SMALL_FILES,
     Manifest,
     RunStatus,
@@ -84,7 +86,7 @@ def create_run(
         config: everything that decides the result; written resolved as config.yaml.
         evidence: where run directories live; made if missing.
         contract_text: the contract's YAML, kept with the run as contract.yaml.
-        name: what the operator calls the run.
+        name: what the operator calls the run; cleaned, and cut to MAX_NAME characters.
         overrides: what was started against a check, by name.
 
     Raises:
@@ -100,7 +102,7 @@ def create_run(
         manifest = Manifest(
             run=str(uuid.uuid4()),
             id=path.name,
-            name=name,
+            name=None if name is None else clean(name, MAX_NAME),
             overrides=list(overrides),
             mode=config.mode,
             created=iso_utc(now),
@@ -152,6 +154,8 @@ async def launch(
     python: str = sys.executable,
     command: Sequence[str] = (),
     again: bool = False,
+    gpu: bool = False,
+    environment: Mapping[str, str] | None = None,
     supervisor: Sequence[str] = SUPERVISOR,
 ) -> Launch:
     """Starts a run, detached; returns once its trainer is on record. Safe to repeat: one run starts once.
@@ -162,15 +166,23 @@ async def launch(
         python: the host's Python that runs the supervisor and the engine.
         command: another trainer than `python -P -m engine RUN_DIR`.
         again: another attempt of a run that has ended or was lost.
+        gpu: give it the host's GPU, and refuse to start while another run has it.
+        environment: variables for the trainer beside those that the supervisor passes on; sent on standard input.
         supervisor: what `python -P` is given to run the supervisor.
 
     Raises:
         RunError: it could not be started, and why.
         TransportError: the host could not be asked; whether the run started is unknown.
     """
-    arguments = [*(["--again"] if again else []), str(run_dir), *(["--", *command] if command else [])]
+    options = [
+        *(["--again"] if again else []),
+        *(["--gpu"] if gpu else []),
+        *(["--environment"] if environment else []),
+    ]
+    argv = [python, "-P", *supervisor, "run", *options, str(run_dir), *(["--", *command] if command else [])]
     timeout = 2 * START_SECONDS + _SLACK_SECONDS
-    done = await transport.run([python, "-P", *supervisor, "run", *arguments], timeout=timeout)
+    variables = json.dumps(dict(environment)).encode() if environment else b""
+    done = await transport.run(argv, stdin=variables, timeout=timeout)
     answer = decode(Launch, _stdout(done, transport, "cannot start the run"), f"{transport.host}: supervisor")
     if answer.exit is not None and answer.exit.error is not None:
         raise RunError(f"{transport.host}: {answer.exit.describe()}", do="start a new run")

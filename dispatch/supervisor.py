@@ -2,7 +2,8 @@
 
 Standard library only and one file, so that it can be copied to a host and run there (Python 3.11 or later):
 
-    python -P supervisor.py run RUN_DIR [-- ARGV...]     start the trainer, return once it is on record
+    python -P supervisor.py run RUN_DIR [--gpu] [--environment] [-- ARGV...]
+                                                         start the trainer, return once it is on record
     python -P supervisor.py status RUN_DIR               one JSON object on standard output
     python -P supervisor.py stop RUN_DIR [--grace S] [--kill]
 
@@ -17,11 +18,13 @@ import argparse
 import calendar
 import errno
 import fcntl
+import itertools
 import json
 import os
 import resource
 import select
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -40,6 +43,11 @@ KILL_SECONDS = 30.0
 STOP_GRACE_SECONDS = 300.0
 RETRY_SECONDS = 600.0
 """How long a full disk may hold up the exit record."""
+SMI_SECONDS = 15.0
+LOCK_DIRECTORIES = ("/run/lock", "/tmp")
+"""Where the lock of a GPU is, the first that everybody on the host may write to."""
+MAX_RECORD_BYTES = 1 << 20
+MAX_JOURNAL_BYTES = 16 << 20
 
 PASSED_NAMES = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR"),
@@ -193,10 +201,40 @@ def _become_subreaper() -> bool:
 # Files of the run directory
 
 
+def open_regular(path: Path, flags: int) -> int:
+    """A descriptor of a regular file; one that is made gets mode 0600. Never waits for a pipe's other end.
+
+    Raises:
+        OSError: it cannot be opened, or it is a pipe, a device, a directory.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    os.set_blocking(descriptor, True)  # The trainer gets its log from here, and must not meet a surprise in it.
+    return descriptor
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        OSError: see `open_regular`; or it has more than `limit` bytes.
+    """
+    descriptor = open_regular(path, os.O_RDONLY)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        data = bytearray()
+        while chunk := file.read(limit + 1 - len(data)):
+            data += chunk
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"more than {limit:,} bytes", str(path))
+    return bytes(data)
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Replaces a file at once and for good: temporary file, fsync, rename, fsync of the directory. Mode 0600."""
     temporary = path.with_name(f".{path.name}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
@@ -210,19 +248,23 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def read_json(path: Path) -> dict[str, object] | None:
-    """A JSON object from a file; None when it is missing or is not one."""
+    """A JSON object from a regular file of at most MAX_RECORD_BYTES; None when it is missing or is not one."""
     try:
-        value = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+        value = json.loads(read_regular(path, MAX_RECORD_BYTES))
+    except (ValueError, RecursionError):
         return None
+    except OSError as error:
+        # No device or address: a socket. Whatever is no record tells as much as none at all.
+        if error.errno in (errno.ENOENT, errno.EINVAL, errno.EFBIG, errno.ENXIO):
+            return None
+        raise
     return value if isinstance(value, dict) else None
 
 
 def note(run_dir: Path, event: str, **fields: object) -> None:
     """Appends one line to supervisor.jsonl in one write, and fsyncs it."""
     line = json.dumps({"v": 1, "t": time.time(), "event": event, **fields}).encode() + b"\n"
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(run_dir / "supervisor.jsonl", flags, 0o600)
+    descriptor = open_regular(run_dir / "supervisor.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
     try:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
@@ -243,23 +285,49 @@ def _try_note(run_dir: Path, event: str, **fields: object) -> None:
 
 
 def _identities(run_dir: Path) -> tuple[Identity | None, Identity | None, int]:
-    """Supervisor, trainer and session from supervisor.jsonl; a torn or foreign line is passed over."""
+    """Supervisor, trainer and session from supervisor.jsonl; a torn or foreign line is passed over.
+
+    Raises:
+        Refused: a start is on record, but not of which process.
+        OSError: it is no file that a supervisor can have written.
+    """
+    path = run_dir / "supervisor.jsonl"
     supervisor: Identity | None = None
     trainer: Identity | None = None
     session = 0
     try:
-        lines = (run_dir / "supervisor.jsonl").read_bytes().splitlines()
+        lines = read_regular(path, MAX_JOURNAL_BYTES).splitlines()
     except FileNotFoundError:
         return None, None, 0
     for line in lines:
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and entry.get("event") in ("starting", "started"):
-            supervisor, trainer = entry.get("supervisor"), entry.get("trainer")
-            session = int(entry.get("session", 0))
+            supervisor, trainer = _identity(path, entry.get("supervisor")), _identity(path, entry.get("trainer"))
+            session = _number(path, entry.get("session", 0), 0, 1 << 31)
     return supervisor, trainer, session
+
+
+def _identity(path: Path, value: object) -> Identity | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise Refused(f"{path}: names no process where it records a start")
+    # A pid of 0 or less would mean a group, or everyone.
+    return Identity(
+        pid=_number(path, value.get("pid"), 1, 1 << 31),
+        start_ticks=_number(path, value.get("start_ticks"), 0, 1 << 63),
+        boot_id=str(value.get("boot_id", "")),
+        run=str(value.get("run", "")),
+    )
+
+
+def _number(path: Path, value: object, first: int, end: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not first <= value < end:
+        raise Refused(f"{path}: names no process where it records a start")
+    return value
 
 
 def status(run_dir: Path) -> dict[str, object]:
@@ -302,10 +370,18 @@ def _run_id(run_dir: Path) -> str:
 # run
 
 
-def run(run_dir: Path, command: Sequence[str], again: bool = False) -> dict[str, object]:
+def run(
+    run_dir: Path,
+    command: Sequence[str],
+    again: bool = False,
+    gpu: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, object]:
     """Starts the trainer detached, and returns once the line `started` is on disk.
 
-    With `again` a run that has ended, or was lost, gets another attempt; its exit record is kept as `exit-N.json`.
+    With `again` a run that has ended, or was lost, gets another attempt; its exit record is kept as `exit-N.json`. With
+    `gpu` the trainer has the host's GPU to itself, the first that CUDA_VISIBLE_DEVICES names; where there is none,
+    there is nothing to have. `environment` is added to what the trainer is given of ours.
 
     Doing it twice, or at once from two places, starts one trainer: the second answers already_running or already_ended.
     """
@@ -329,11 +405,16 @@ def run(run_dir: Path, command: Sequence[str], again: bool = False) -> dict[str,
         return {**now, "result": f"already_{now['state']}"}
     if now["state"] == "lost":
         raise Refused(f"{run_dir}: was started before and ended without an exit record; start a new run")
+    given = {**trainer_environment(os.environ), **(environment or {})}
+    locks: tuple[int, ...] = (lock,)
+    if gpu and (device := gpu_uuid(given)) is not None:
+        locks = (lock, lock_gpu(device, run_dir, run_id))
+        given["CUDA_VISIBLE_DEVICES"] = device
 
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:
-        _detach(run_dir, run_id, list(command), lock, sender)
+        _detach(run_dir, run_id, list(command), given, locks, sender)
     os.close(sender)
     os.waitpid(child, 0)
     if not select.select([receiver], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -358,7 +439,7 @@ def _begin_again(run_dir: Path) -> None:
 
 def _try_lock(run_dir: Path) -> int | None:
     """The run's lock, None when another process holds it. It is passed on to the trainer and freed by the last one."""
-    descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = open_regular(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -367,7 +448,66 @@ def _try_lock(run_dir: Path) -> int | None:
     return descriptor
 
 
-def _detach(run_dir: Path, run_id: str, command: list[str], lock: int, sender: int) -> NoReturn:
+# The GPU: one run has it at a time
+
+
+def gpu_uuid(environ: Mapping[str, str]) -> str | None:
+    """The GPU that a trainer of this environment would take: nvidia-smi's UUID of it; None where there is none.
+
+    Raises:
+        Refused: nvidia-smi does not answer, or knows nothing of the device that is asked for.
+    """
+    wanted = environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if wanted in ("", "-1", "NoDevFiles"):
+        return None
+    command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+    path = {"PATH": environ.get("PATH", os.defpath)}
+    try:
+        told = subprocess.run(command, env=path, capture_output=True, text=True, timeout=SMI_SECONDS, check=False)
+    except (FileNotFoundError, PermissionError):
+        return None
+    except subprocess.TimeoutExpired:
+        raise Refused(f"nvidia-smi has not answered for {SMI_SECONDS:.0f} s: the GPU's driver hangs") from None
+    rows = [tuple(field.strip() for field in line.split(",")) for line in told.stdout.splitlines()]
+    if told.returncode != 0 or not rows:
+        return None
+    for row in rows:
+        if len(row) == 2 and (row[0] == wanted or row[1].startswith(wanted)):
+            return row[1]
+    if wanted.startswith("MIG-"):
+        return wanted
+    raise Refused(f"CUDA_VISIBLE_DEVICES={wanted[:80]}: nvidia-smi knows {', '.join(row[0] for row in rows)[:200]}")
+
+
+def lock_gpu(device: str, run_dir: Path, run_id: str) -> int:
+    """The lock of a GPU, shared by everybody on the host. It is passed on to the trainer and freed by the last one.
+
+    Raises:
+        Refused: another run has it; the message names that run.
+        OSError: the lock's file cannot be opened.
+    """
+    name = "kdconsole-" + "".join(c if c.isalnum() or c == "-" else "_" for c in device)[:80] + ".lock"
+    path = Path(next(d for d in LOCK_DIRECTORIES if os.access(d, os.W_OK)), name)
+    try:
+        # Another user's file in a sticky directory may be opened but not with O_CREAT (fs.protected_regular).
+        descriptor = open_regular(path, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+        os.fchmod(descriptor, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "a run that is just starting"
+        os.close(descriptor)
+        raise Refused(f"GPU {device} is busy: {holder} has it; wait for its end, or stop it") from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"run {run_dir.name} ({run_id}) of uid {os.getuid()}\n".encode(), 0)
+    return descriptor
+
+
+def _detach(
+    run_dir: Path, run_id: str, command: list[str], environment: Mapping[str, str], locks: tuple[int, ...], sender: int
+) -> NoReturn:
     """In the first child: leaves the caller's session for good and supervises from a second one."""
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -375,17 +515,16 @@ def _detach(run_dir: Path, run_id: str, command: list[str], lock: int, sender: i
         session = os.getpid()
         if os.fork() == 0:
             os.umask(0o077)
-            environment = trainer_environment(os.environ)
             os.chdir(run_dir)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-            log, null = os.open("launch.log", flags, 0o600), os.open(os.devnull, os.O_RDONLY)
+            log = open_regular(Path("launch.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
+            null = os.open(os.devnull, os.O_RDONLY)
             for source, target in ((null, 0), (log, 1), (log, 2)):
                 os.dup2(source, target)
             # Nothing of the caller may stay open: it would wait for us on its pipes.
-            low, high = sorted((lock, sender))
-            for first, last in ((3, low), (low + 1, high), (high + 1, 65536)):
-                os.closerange(first, last)
-            _supervise(run_dir, run_id, command, environment, lock, sender, session)
+            kept = [2, *sorted((*locks, sender)), 65536]
+            for before, after in itertools.pairwise(kept):
+                os.closerange(before + 1, after)
+            _supervise(run_dir, run_id, command, environment, locks, sender, session)
         os._exit(0)
     except BaseException as error:  # noqa: BLE001 - a forked child must not return into its parent's frames
         problem = f"the supervisor failed: {type(error).__name__}: {error}"[:2000]
@@ -412,7 +551,13 @@ def trainer_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _supervise(
-    run_dir: Path, run_id: str, command: list[str], environment: Mapping[str, str], lock: int, sender: int, session: int
+    run_dir: Path,
+    run_id: str,
+    command: list[str],
+    environment: Mapping[str, str],
+    locks: tuple[int, ...],
+    sender: int,
+    session: int,
 ) -> None:
     wake, waker = os.pipe()
     os.set_blocking(wake, False)
@@ -423,7 +568,8 @@ def _supervise(
     supervisor, subreaper = identify(os.getpid(), run_id), _become_subreaper()
     note(run_dir, "starting", run=run_id, supervisor=supervisor, session=session, subreaper=subreaper)
     started, clock = time.time(), time.monotonic()
-    os.set_inheritable(lock, True)
+    for lock in locks:
+        os.set_inheritable(lock, True)
     # An ignored SIGHUP is inherited on purpose; the rest starts from the defaults whatever the caller had.
     defaults = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
     try:
@@ -609,6 +755,21 @@ def _await_end(run_dir: Path, deadline: float) -> dict[str, object]:
     return now
 
 
+def _variables(raw: bytes) -> dict[str, str]:
+    """Variables from standard input, where no other user of the host can read them.
+
+    Raises:
+        Refused: they are no JSON object of texts.
+    """
+    try:
+        value = json.loads(raw[: MAX_RECORD_BYTES + 1])
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or not all(isinstance(each, str) and "\0" not in each for each in value.values()):
+        raise Refused("--environment: expected a JSON object of texts on standard input")
+    return value
+
+
 def main(arguments: Sequence[str]) -> int:
     """The command line. Exit codes: 0, 1 (cannot be done, one line on standard error), 4 (still running)."""
     given = list(arguments)
@@ -617,7 +778,12 @@ def main(arguments: Sequence[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("run", "status", "stop"):
         commands.add_parser(name).add_argument("run_dir", type=Path)
-    commands.choices["run"].add_argument("--again", action="store_true", help="another attempt of a run that ended")
+    runner = commands.choices["run"]
+    runner.add_argument("--again", action="store_true", help="another attempt of a run that ended")
+    runner.add_argument("--gpu", action="store_true", help="refuse while another run has the GPU")
+    runner.add_argument(
+        "--environment", action="store_true", help="a JSON object of variables for the trainer is on standard input"
+    )
     stopper = commands.choices["stop"]
     stopper.add_argument("--grace", type=float, default=STOP_GRACE_SECONDS, metavar="SECONDS")
     stopper.add_argument("--kill", action="store_true", help="SIGKILL after the grace")
@@ -626,7 +792,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if options.command == "run":
             command = given[cut + 1 :] or [sys.executable, "-P", "-m", "engine", str(run_dir)]
-            answer = run(run_dir, command, options.again)
+            variables = _variables(sys.stdin.buffer.read(MAX_RECORD_BYTES + 1)) if options.environment else {}
+            answer = run(run_dir, command, options.again, options.gpu, variables)
         elif options.command == "status":
             answer = status(run_dir)
         else:

@@ -279,6 +279,109 @@ def test_a_symlink_is_not_followed_for_any_file_of_the_supervisor(run: Run, tmp_
     assert victim.read_text() == "mine"
 
 
+STATE_FILES = ("dispatch.json", "exit.json", "supervisor.jsonl")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("command", ["status", "stop", "run"])
+@pytest.mark.parametrize("name", STATE_FILES)
+def test_a_pipe_in_place_of_a_state_file_keeps_nobody_waiting(run: Run, name: str, command: str) -> None:
+    (run.path / name).unlink(missing_ok=True)
+    os.mkfifo(run.path / name)
+    done = run.call(command, *(run.trainer("") if command == "run" else ()))
+    if name == "exit.json" and command == "run":  # it is no record of an end, and is replaced by one
+        assert done.returncode == 0, done.stderr
+        until((run.path / name).is_file, "the exit record")
+    elif name == "exit.json" and command == "status":
+        assert json.loads(done.stdout)["state"] == "starting"
+    else:
+        assert done.returncode == 1
+        wanted = {"dispatch.json": "not a run directory", "supervisor.jsonl": "not a regular file"}
+        assert wanted.get(name, "never started") in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", [".lock", "launch.log"])
+def test_a_pipe_in_place_of_a_file_to_write_is_refused_at_once(run: Run, name: str) -> None:
+    os.mkfifo(run.path / name)
+    done = run.call("run", *run.trainer(""))
+    assert done.returncode == 1
+    assert "not a regular file" in done.stderr or "No such device or address" in done.stderr
+
+
+def test_an_atomic_write_does_not_wait_for_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".exit.json.tmp")
+    with pytest.raises(OSError, match="No such device or address"):
+        supervisor.write_atomic(tmp_path / "exit.json", b"{}")
+    reader = os.open(tmp_path / ".exit.json.tmp", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with pytest.raises(OSError, match="not a regular file"):
+            supervisor.write_atomic(tmp_path / "exit.json", b"{}")
+    finally:
+        os.close(reader)
+
+
+def test_a_running_trainer_can_be_stopped_whatever_its_exit_record_was_replaced_by(run: Run) -> None:
+    run.start(WAIT)
+    run.said("ready")
+    os.mkfifo(run.path / "exit.json")
+    assert run.status()["state"] == "running"
+    assert run.stop()["result"] == "stopped"
+    assert run.exit()["signal"] == signal.SIGTERM
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 200_000, '{"a": ' * 200_000, "\x00"])
+def test_an_exit_record_that_is_none_is_passed_over(run: Run, text: str) -> None:
+    (run.path / "exit.json").write_text(text)
+    assert supervisor.status(run.path)["state"] == "starting"
+
+
+def test_a_file_that_is_too_large_to_be_a_record_is_not_read(run: Run) -> None:
+    for name in ("exit.json", "supervisor.jsonl"):
+        (run.path / name).touch()
+        os.truncate(run.path / name, 1 << 40)
+        if name == "exit.json":
+            assert supervisor.status(run.path)["state"] == "starting"
+            continue
+        with pytest.raises(OSError, match=r"more than 16,777,216 bytes"):
+            supervisor.status(run.path)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("command", ["status", "stop", "run"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"supervisor": 7',
+        '"trainer": [], "session": 1',
+        '"supervisor": {"pid": "7", "start_ticks": 1}',
+        '"trainer": {"pid": -1, "start_ticks": 1}',
+        '"trainer": {"pid": 99999999999, "start_ticks": 1}',
+        '"trainer": {"pid": true, "start_ticks": 1}',
+        '"trainer": {"pid": 7, "start_ticks": null}',
+        '"trainer": null, "session": "x"',
+    ],
+)
+def test_a_start_on_record_that_names_no_process_is_neither_believed_nor_repeated(
+    run: Run, fields: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.path / "supervisor.jsonl").write_text(f'{{"event": "started", {fields}}}\n')
+    assert supervisor.main([command, str(run.path)]) == 1
+    assert "supervisor.jsonl: names no process where it records a start" in capsys.readouterr().err
+
+
+def test_a_line_that_is_nested_too_deeply_is_passed_over(run: Run) -> None:
+    (run.path / "supervisor.jsonl").write_text("[" * 200_000 + "\n")
+    assert supervisor.status(run.path)["state"] == "starting"
+
+
+def test_the_trainers_log_is_an_ordinary_blocking_file(run: Run) -> None:
+    run.start("import os; print(os.get_blocking(1), os.get_blocking(2))")
+    run.exit()
+    assert run.log() == "True True\n"
+
+
 @pytest.mark.skipif(shutil.which("ps") is None, reason="needs the ps command")
 def test_without_proc_the_process_table_of_ps_tells_the_same() -> None:
     child = subprocess.Popen(["sleep", "60"])
