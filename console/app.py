@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from console.screens.run import RunScreen
 from console.settings import Settings
 from console.themes import THEMES
 from dispatch import runs
-from dispatch.transport import LocalTransport
+from dispatch.places import Reach
 from engine.errors import KdError
 from engine.text import clean
 
@@ -55,6 +54,7 @@ class KdConsoleApp(App[str]):
     ) -> None:
         super().__init__()
         self.evidence, self.settings, self.readonly = tuple(evidence), settings, readonly
+        self.reach = Reach()
         self._first_run, self._first_job, self._resume = run, job, resume
         for theme in THEMES:
             self.register_theme(theme)
@@ -100,11 +100,10 @@ class KdConsoleApp(App[str]):
     @work(group="launch", exit_on_error=False)
     async def start_run(self, job: launch.Job) -> None:
         """Starts a run and shows it; from then on it is its own."""
-        transport = LocalTransport()
         try:
-            run_dir = await asyncio.to_thread(launch.create, job)
+            run_dir = await launch.make(job, self.reach, self.say)
             self.push_screen(RunScreen(run_dir))
-            await runs.launch(transport, run_dir.path)
+            await self.reach.place(run_dir).launch(gpu=launch.wants_gpu(job.config))
         except KdError as error:
             self.say(f"not started: {error}", "error")
 
@@ -112,7 +111,7 @@ class KdConsoleApp(App[str]):
     async def resume_run(self, run_dir: runs.RunDir, allow_changed: Sequence[str]) -> None:
         """Starts another attempt of a run and shows it, or how it stands if none could be started."""
         try:
-            await launch.start_again(run_dir, allow_changed, LocalTransport())
+            await launch.start_again(run_dir, allow_changed, self.reach.place(run_dir))
         except KdError as error:
             self.say(f"not resumed: {error}", "error")
         self.push_screen(RunScreen(run_dir))

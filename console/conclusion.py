@@ -29,12 +29,13 @@ def conclude(state: RunState, record: ExitRecord | None, interrupted: bool = Fal
     """
     end = state.end
     if end is None:
+        # How comes first: where room is short, the rest is cut.
         how = "its end was not recorded" if record is None else record.describe()
         # A second signal, or one before the engine could listen, ends it without a word; that is no crash.
         stopped = record is not None and (
             record.exit_code == ExitCode.INTERRUPTED or (interrupted and record.signal is not None)
         )
-        reason = f"the run ended without an end event in phase {state.phase}: {how}; see launch.log"
+        reason = f"{how}, without an end event in phase {state.phase}; see launch.log"
         if stopped:
             return Conclusion("STOPPED", reason, ExitCode.INTERRUPTED)
         return Conclusion("CRASHED", reason, ExitCode.UNDECIDED)

@@ -18,7 +18,8 @@ from console.run_state import RunState
 from console.watch import Sight, Watcher
 from dispatch import runs
 from dispatch.manifest import SUMS, verify_sums
-from dispatch.transport import LocalTransport, Transport
+from dispatch.places import Place, Reach, collect
+from dispatch.transport import TransportError
 from engine.errors import ExitCode, KdError, RunError
 
 SILENCE_SECONDS = 60.0
@@ -47,37 +48,40 @@ def attach(run_dir: runs.RunDir, narrator: Narrator) -> Result | None:
 
 async def _run(job: Job, narrator: Narrator) -> Result | None:
     started = time.monotonic()
-    run_dir = launch.create(job)
-    narrator.say(f"run {run_dir.id} in {run_dir.path}")
-    transport = LocalTransport()
-    budget = job.config.smoke.budget_seconds if job.config.mode == "smoke" else None
-    # From before the launch on, so that no Ctrl-C ends the console and leaves behind a run that it has just started.
-    with _interrupts() as interrupt:
-        await runs.launch(transport, run_dir.path)
-        launch_seconds = time.monotonic() - started
-        stops = job.stops_on_interrupt
-        return await _follow_run(run_dir, transport, narrator, interrupt, stops, budget, launch_seconds)
+    async with Reach() as reach:
+        run_dir = await launch.make(job, reach, narrator.say)
+        narrator.say(f"run {run_dir.id} in {run_dir.path}")
+        budget = job.config.smoke.budget_seconds if job.config.mode == "smoke" else None
+        place = reach.place(run_dir)
+        # From before the launch on, so that no Ctrl-C ends the console and leaves behind a run that it just started.
+        with _interrupts() as interrupt:
+            await place.launch(gpu=launch.wants_gpu(job.config))
+            launch_seconds = time.monotonic() - started
+            stops = job.stops_on_interrupt
+            return await _follow_run(run_dir, place, narrator, interrupt, stops, budget, launch_seconds)
 
 
 async def _resume(run_dir: runs.RunDir, allow_changed: Sequence[str], narrator: Narrator) -> Result | None:
     started = time.monotonic()
-    transport = LocalTransport()
     events = run_dir.path / "events.jsonl"
     past = events.stat().st_size if events.exists() else 0
-    with _interrupts() as interrupt:
-        await launch.start_again(run_dir, allow_changed, transport)
-        launched = time.monotonic() - started
-        return await _follow_run(run_dir, transport, narrator, interrupt, False, None, launched, past)
+    async with Reach() as reach:
+        place = reach.place(run_dir)
+        with _interrupts() as interrupt:
+            await launch.start_again(run_dir, allow_changed, place)
+            launched = time.monotonic() - started
+            return await _follow_run(run_dir, place, narrator, interrupt, False, None, launched, past)
 
 
 async def _attach(run_dir: runs.RunDir, narrator: Narrator) -> Result | None:
-    with _interrupts() as interrupt:
-        return await _follow_run(run_dir, LocalTransport(), narrator, interrupt, False, None, 0.0)
+    async with Reach() as reach:
+        with _interrupts() as interrupt:
+            return await _follow_run(run_dir, reach.place(run_dir), narrator, interrupt, False, None, 0.0)
 
 
 async def _follow_run(
     run_dir: runs.RunDir,
-    transport: Transport,
+    place: Place,
     narrator: Narrator,
     interrupt: asyncio.Event,
     stops_on_interrupt: bool,
@@ -86,17 +90,21 @@ async def _follow_run(
     past: int = 0,
 ) -> Result | None:
     """Follows to the end; what stands in the first `past` bytes of the stream is folded and not told again."""
-    watcher = Watcher(run_dir, transport)
+    watcher = Watcher(run_dir, place)
     overdue = None if budget is None else time.monotonic() + budget + SILENCE_SECONDS
     stopping: asyncio.Task[runs.Stop] | None = None
     last: Sight | None = None
     problem: KdError | None = None
+    unreached = ""
     with narrator.watching(run_dir.manifest.mode, budget):
         try:
             async for last in watcher.sights():
                 batch = last.batch
                 if batch.offset > past:
                     narrator.show(last.state, batch)
+                if bool(last.link.problem) != bool(unreached):
+                    narrator.say(last.link.problem or f"{last.link.host} is reached again")
+                unreached = last.link.problem
                 if interrupt.is_set():
                     interrupt.clear()
                     if not stops_on_interrupt:
@@ -104,8 +112,12 @@ async def _follow_run(
                         return None
                     narrator.say("stopping; the run commits what it has. Ctrl-C again ends it at once")
                     again = stopping is not None
-                    stopping = asyncio.create_task(_stop(transport, run_dir, kill_after=0 if again else None))
+                    stopping = asyncio.create_task(_stop(place, kill_after=0 if again else None))
                 late = overdue is not None and time.monotonic() > overdue
+                if late and unreached:
+                    raise TransportError(
+                        unreached, do=f"the run may go on; later: kdconsole --headless attach {run_dir.id}"
+                    )
                 if (batch.silent_seconds > SILENCE_SECONDS or late) and problem is None:
                     problem = RunError(
                         f"no end {SILENCE_SECONDS:g} s after the budget"
@@ -113,13 +125,15 @@ async def _follow_run(
                         else f"nothing heard from the run for {batch.silent_seconds:.0f} s"
                     )
                     narrator.say(f"{problem}; ending it")
-                    stopping = asyncio.create_task(_stop(transport, run_dir, kill_after=5.0))
+                    stopping = asyncio.create_task(_stop(place, kill_after=5.0))
         finally:
             if stopping is not None:
                 with contextlib.suppress(KdError):
                     await stopping
     state = last.state if last else RunState()
     interrupted = stopping is not None and problem is None
+    await collect(place, run_dir)
+    place.close()
     changed = _seal(run_dir, narrator)
     if problem is not None:
         concluded = Conclusion("TIMEOUT", str(problem), ExitCode.TIMEOUT)
@@ -151,9 +165,8 @@ def _seal(run_dir: runs.RunDir, narrator: Narrator) -> tuple[str, ...]:
     return problems
 
 
-async def _stop(transport: Transport, run_dir: runs.RunDir, kill_after: float | None) -> runs.Stop:
-    grace = STOP_GRACE_SECONDS if kill_after is None else kill_after
-    return await runs.stop(transport, run_dir.path, grace=grace, kill=True)
+async def _stop(place: Place, kill_after: float | None) -> runs.Stop:
+    return await place.stop(grace=STOP_GRACE_SECONDS if kill_after is None else kill_after, kill=True)
 
 
 @contextlib.contextmanager

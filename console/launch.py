@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dispatch import runs
+from dispatch.manifest import Remote
+from dispatch.places import Place, Reach
 from dispatch.supervisor import write_atomic
-from dispatch.transport import Transport
 from engine.config import RunConfig, load_config
 from engine.errors import ConfigError, DataError, ExitCode, RunError
 from engine.falsifiers import builtin_contract, parse_contract
@@ -30,6 +31,8 @@ class Job:
     config: RunConfig
     evidence: Path
     name: str | None = None
+    host: str | None = None
+    """The host that it is to run on, by its name in hosts.yaml; None is this machine."""
     overrides: tuple[str, ...] = ()
     """What the operator forced, by name; it stands in the manifest."""
 
@@ -106,30 +109,49 @@ def contract_text(config: RunConfig) -> str:
         raise ConfigError(f"contract {path}: not UTF-8", expected="a YAML file") from None
 
 
-async def start(job: Job, transport: Transport) -> runs.RunDir:
-    """Makes the directory of a run and starts it, detached; returns once its trainer is on record.
-
-    Raises:
-        KdError: it is refused, or could not be started.
-    """
-    run_dir = create(job)
-    await runs.launch(transport, run_dir.path)
-    return run_dir
-
-
 def create(job: Job) -> runs.RunDir:
-    """The directory of a new run, complete but for the run itself.
+    """The directory of a new run of this machine, complete but for the run itself.
 
     Raises:
         KdError: the job is refused, or the directory cannot be made.
     """
-    text = check(job.config)
+    return _create(job, job.config, check(job.config))
+
+
+def _create(job: Job, config: RunConfig, contract: str, remote: Remote | None = None) -> runs.RunDir:
     return runs.create_run(
-        job.config, evidence=job.evidence, contract_text=text, name=job.name, overrides=job.overrides
+        config, evidence=job.evidence, contract_text=contract, name=job.name, overrides=job.overrides, remote=remote
     )
 
 
-async def start_again(run_dir: runs.RunDir, allow_changed: Sequence[str], transport: Transport) -> None:
+async def make(job: Job, reach: Reach, say: Callable[[str], object]) -> runs.RunDir:
+    """The directory of a new run, complete but for the run itself; for a run of another host, there too.
+
+    Args:
+        job: what is to be made.
+        reach: the ways to the hosts.
+        say: told what is being sent, which can take its time.
+
+    Raises:
+        KdError: the job is refused, the directory cannot be made, or the host cannot be reached.
+    """
+    if job.host is None:
+        return await asyncio.to_thread(create, job)
+    from dispatch.remote import prepare_host, send_run
+
+    contract = await asyncio.to_thread(check, job.config)
+    config, remote = await prepare_host(reach, job.host, job.config, say)
+    run_dir = await asyncio.to_thread(_create, job, config, contract, remote)
+    await send_run(reach, run_dir)
+    return run_dir
+
+
+def wants_gpu(config: RunConfig) -> bool:
+    """A run of this configuration trains on a GPU where there is one."""
+    return config.train.device in ("auto", "cuda")
+
+
+async def start_again(run_dir: runs.RunDir, allow_changed: Sequence[str], place: Place) -> None:
     """Another attempt of a run that ended before its last step, from its newest whole checkpoint.
 
     Raises:
@@ -137,8 +159,10 @@ async def start_again(run_dir: runs.RunDir, allow_changed: Sequence[str], transp
     """
     if run_dir.manifest.mode != "train":
         raise RunError(f"run {run_dir.id}: a {run_dir.manifest.mode}", expected="a training run")
-    await asyncio.to_thread(lambda: check(load_config(run_dir.path / "config.yaml")))
-    now = await runs.status(transport, run_dir.path)
+    config = load_config(run_dir.path / "config.yaml")
+    if place.local:
+        await asyncio.to_thread(check, config)
+    now = await place.status()
     if now.state in ("running", "starting"):
         raise RunError(f"run {run_dir.id}: {now.state}", do=f"kdconsole --headless attach {run_dir.id}")
     if now.exit is not None and now.exit.exit_code == ExitCode.OK:
@@ -147,4 +171,8 @@ async def start_again(run_dir: runs.RunDir, allow_changed: Sequence[str], transp
         write_atomic(run_dir.path / RESUME, json.dumps({"allow_changed": list(allow_changed)}).encode())
     except OSError as error:
         raise RunError(f"{run_dir.path}: {error.strerror}", expected="a run directory that can be written") from None
-    await runs.launch(transport, run_dir.path, again=True)
+    if not place.local:
+        from dispatch.transfer import put
+
+        await put(place.transport, run_dir.path / RESUME, f"{place.run_dir}/{RESUME}", python=place.python)
+    await place.launch(gpu=wants_gpu(config), again=True)

@@ -246,8 +246,13 @@ def last_checkpoint(state: RunState) -> tuple[Checkpoint | None, CheckpointFaile
     return None, failed
 
 
-def checkpoint_phrase(state: RunState) -> str:
-    """Where the run could be taken up again: `ckpt 12,000 verified`; empty for a smoke, which keeps none."""
+def checkpoint_phrase(state: RunState, ended: bool = False) -> str:
+    """Where the run could be taken up again: `ckpt 12,000 verified`; empty for a smoke, which keeps none.
+
+    Args:
+        state: the run.
+        ended: nothing more will come of it, whether it said so or not.
+    """
     good, failed = last_checkpoint(state)
     if failed is not None:
         return f"ckpt {failed.step:,} FAILED" + (f", last good {good.step:,}" if good else ", none before it")
@@ -255,7 +260,7 @@ def checkpoint_phrase(state: RunState) -> str:
         return f"ckpt {good.step:,} verified"
     if state.run is None or state.run.mode != "train":
         return ""
-    return "no ckpt yet" if state.end is None else "no ckpt"
+    return "no ckpt" if ended or state.end is not None else "no ckpt yet"
 
 
 def age(seconds: float) -> str:

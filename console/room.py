@@ -18,15 +18,18 @@ from engine.config import RunConfig, load_config
 from engine.errors import ConfigError
 from engine.estimate import Device, Estimate, Pool, Row, Shortage, estimate
 from engine.formats import inspect_model_dir, resolve_builtin
+from engine.text import clean
 from engine.vitals import Smi, proc_bytes
 
 SCHEMA = "kdconsole.room/1"
 OVERRIDE = "room"
 """How the manifest's `overrides` names a run that was started against the estimate."""
 
+POOLS: dict[Pool, str] = {"device": "GPU memory", "host": "memory", "disk": "disk"}
+"""How every front end calls them."""
+
 _SMI_SECONDS = 2.0
 _GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
-_WORDS: dict[Pool, str] = {"device": "GPU memory", "host": "memory", "disk": "disk"}
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,9 @@ def require_room(
     if force:
         return [OVERRIDE]
     raise ConfigError(
-        "not enough room: " + ", ".join(_shortage(each) for each in room.shortages),
+        "not enough room: " + ", ".join(map(shortage, room.shortages)),
         expected="as much as the table's rows add up to",
-        do=_advice(room.shortages) + "; --force starts it all the same",
+        do=advice(room.shortages) + "; --force starts it all the same",
     )
 
 
@@ -163,18 +166,18 @@ def table(room: Room) -> RenderableType:
     grid.add_column("GiB", justify="right", no_wrap=True)
     grid.add_column("computed from", overflow="fold")
     for row in (*needed.memory, *needed.disk):
-        grid.add_row(row.name, _where(needed, row), gib(row.bytes), Text(row.how))
+        grid.add_row(row.name, pool_of(needed, row), gib(row.bytes), Text(row.how))
     totals = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     totals.add_column("in all", style="bold")
     for name in ("needed GiB", "free GiB"):
         totals.add_column(name, justify="right", no_wrap=True)
     totals.add_column("")
     short = {each.where for each in room.shortages}
-    for where, bytes_, free in _pools(room):
+    for where, bytes_, free in pools(room):
         word = Text("✘ too little", style="bold red") if where in short else Text("✔" if free is not None else "")
-        totals.add_row(_WORDS[where], gib(bytes_), "unknown" if free is None else gib(free), word)
+        totals.add_row(POOLS[where], gib(bytes_), "unknown" if free is None else gib(free), word)
     notes = [Text(f"note: {note}", style="yellow") for note in needed.notes]
-    title = Text(f"room for a run on {needed.device} in {needed.precision}, by {room.evidence}\n")
+    title = Text(f"room for a run on {needed.device} in {needed.precision}, by {clean(str(room.evidence), 300)}\n")
     return Group(title, grid, Text(""), totals, *notes)
 
 
@@ -193,12 +196,43 @@ def document(room: Room) -> dict[str, object]:
         "shared_memory": needed.shared,
         "memory": rows(needed.memory),
         "disk": rows(needed.disk),
-        "needed_bytes": {where: bytes_ for where, bytes_, _ in _pools(room)},
-        "free_bytes": {where: free for where, _, free in _pools(room)},
+        "needed_bytes": {where: bytes_ for where, bytes_, _ in pools(room)},
+        "free_bytes": {where: free for where, _, free in pools(room)},
         "shortages": [{"where": s.where, "needed": s.needed, "free": s.free} for s in room.shortages],
         "notes": list(needed.notes),
         "evidence": str(room.evidence),
     }
+
+
+def shortage(short: Shortage) -> str:
+    """One pool that has too little, and by how much."""
+    return f"{POOLS[short.where]}: {gib(short.needed)} GiB needed, {gib(short.free)} GiB free"
+
+
+def advice(shortages: Iterable[Shortage]) -> str:
+    """What the operator can do about pools that have too little; empty where none has."""
+    short = {each.where for each in shortages}
+    told = []
+    if short & {"device", "host"}:
+        told.append("raise train.accumulation or lower train.batch or train.sequence for the activations")
+    if "disk" in short:
+        told.append("make room on the disk or choose another with --evidence")
+    return "; ".join(told)
+
+
+def pools(room: Room) -> list[tuple[Pool, int, int | None]]:
+    """Each pool that counts for this run, the bytes needed of it and those free; None is not known."""
+    needed, free = room.estimate, room.free
+    rest: list[tuple[Pool, int, int | None]] = [
+        ("host", needed.host_bytes, free.host),
+        ("disk", needed.disk_bytes, free.disk),
+    ]
+    return rest if needed.shared else [("device", needed.device_bytes, free.device), *rest]
+
+
+def pool_of(needed: Estimate, row: Row) -> str:
+    """Which pool a row takes its bytes from, in words: the host's memory where the device has none of its own."""
+    return POOLS["host" if needed.shared and row.where == "device" else row.where]
 
 
 def gib(size: int) -> str:
@@ -244,31 +278,4 @@ def room_command(config: Path | None, sets: tuple[str, ...], mode: str | None, a
             console = Console(highlight=False, width=160)
         console.print(table(room))
     if room.shortages:
-        raise ConfigError("not enough room: " + ", ".join(map(_shortage, room.shortages)), do=_advice(room.shortages))
-
-
-def _pools(room: Room) -> list[tuple[Pool, int, int | None]]:
-    needed, free = room.estimate, room.free
-    pools: list[tuple[Pool, int, int | None]] = [
-        ("host", needed.host_bytes, free.host),
-        ("disk", needed.disk_bytes, free.disk),
-    ]
-    return pools if needed.shared else [("device", needed.device_bytes, free.device), *pools]
-
-
-def _where(needed: Estimate, row: Row) -> str:
-    return _WORDS["host" if needed.shared and row.where == "device" else row.where]
-
-
-def _shortage(short: Shortage) -> str:
-    return f"{_WORDS[short.where]}: {gib(short.needed)} GiB needed, {gib(short.free)} GiB free"
-
-
-def _advice(shortages: list[Shortage]) -> str:
-    where = {each.where for each in shortages}
-    advice = []
-    if where & {"device", "host"}:
-        advice.append("raise train.accumulation or lower train.batch or train.sequence for the activations")
-    if "disk" in where:
-        advice.append("make room on the disk or choose another with --evidence")
-    return "; ".join(advice)
+        raise ConfigError("not enough room: " + ", ".join(map(shortage, room.shortages)), do=advice(room.shortages))

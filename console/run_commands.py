@@ -42,10 +42,15 @@ def stop_command(run: str, grace: float, kill: bool, evidence: Path) -> None:
     import asyncio
 
     from dispatch import runs
-    from dispatch.transport import LocalTransport
+    from dispatch.places import Reach
 
     target = runs.resolve_run(evidence, run)
-    done = asyncio.run(runs.stop(LocalTransport(), target.path, grace=grace, kill=kill))
+
+    async def stopping() -> runs.Stop:
+        async with Reach() as reach:
+            return await reach.place(target).stop(grace=grace, kill=kill)
+
+    done = asyncio.run(stopping())
     how = f": {done.exit.describe()}" if done.exit else ""
     click.echo(f"{target.id}: {done.result.replace('_', ' ')}{how}")
     if done.result == "still_running":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 
 import click
@@ -45,10 +47,12 @@ def picture(path: Path, *, columns: int, rows: int, theme: str, step: int | None
             await screen.loaded.wait()
         if step is not None:
             screen.look_at_step(step)
-        await app.workers.wait_for_complete([w for w in app.workers if w.group in ("smoke", "close")])
+        if beside := [w for w in app.workers if w.group in ("smoke", "close")]:  # of none it would wait for all
+            await app.workers.wait_for_complete(beside)
+            await pilot.pause()
         screen.chart.redraw()
         await pilot.pause()
-        drawn = app.export_screenshot(title=f"kdconsole · {screen.run_dir.id}")
+        drawn = app.export_screenshot(title=f"kdconsole · {clean(screen.run_dir.id, 200)}")
         app.exit("")
 
     async def go() -> None:
@@ -63,7 +67,12 @@ def picture(path: Path, *, columns: int, rows: int, theme: str, step: int | None
 
 @click.command("screenshot", short_help="Draw the dashboard of a run as an SVG file.")
 @click.argument("run")
-@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Where to write.  [default: RUN.svg]")
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Where to write; a file that is there is replaced.  [default: a new RUN.svg]",
+)
 @click.option("--size", metavar="COLUMNSxROWS", default="120x40", show_default=True, help="Of the screen, in cells.")
 @click.option("--theme", default="kdconsole-dark", show_default=True, help="As in the settings.")
 @click.option("--step", type=click.IntRange(min=1), metavar="N", help="As it was after this step.")
@@ -86,6 +95,7 @@ def screenshot_command(run: str, out: Path | None, size: str, theme: str, step: 
       kdconsole screenshot 20260102-030405
       kdconsole screenshot evidence/20260102-030405-train-abcdef --size 200x60 --theme kdconsole-light
     """
+    from console.export_files import write_new
     from dispatch import runs
     from engine.durable import replace
 
@@ -93,12 +103,18 @@ def screenshot_command(run: str, out: Path | None, size: str, theme: str, step: 
     _known_theme(theme)
     target = runs.resolve_run(evidence, run)
     drawn = picture(target.path, columns=columns, rows=rows, theme=theme, step=step)
-    out = out or Path(f"{target.id}.svg")
+    stem = clean(target.path.name, 200)  # and not what its manifest calls it, which may be a path to anywhere
+    shown = clean(str(out or f"{stem}.svg"))
     try:
-        replace(out, drawn.encode())
+        if out is not None and out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if out is None:
+            [out] = write_new(Path(), stem, {".svg": drawn})
+        else:
+            replace(out, drawn.encode())
     except OSError as error:
-        raise RunError(f"{out}: {error.strerror}", do="choose another file with --out") from None
-    click.echo(str(out))
+        raise RunError(f"{shown}: {error.strerror}", do="choose another file with --out") from None
+    click.echo(clean(str(out)))
 
 
 def _cells(size: str) -> tuple[int, int]:

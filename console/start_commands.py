@@ -34,6 +34,7 @@ def _run_options(command: Any) -> Any:
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
         click.option("--quiet", "-q", is_flag=True, help="No narration on standard error."),
         click.option("--force", is_flag=True, help="Start although there is too little memory or disk; recorded."),
+        click.option("--host", metavar="NAME", help="Run it on this host; see kdconsole hosts."),
         click.option("--name", metavar="TEXT", help="What you call this run; kept in its manifest."),
         evidence_option,
         click.option("--contract", metavar="FILE", help="YAML file of falsifiers instead of the built-in ones."),
@@ -119,7 +120,7 @@ def train_command(
     from dispatch.runs import resolve_run
 
     given = {"max-steps": max_steps is not None, "set": options["sets"]}
-    given |= {name: options[name] for name in ("teacher", "student", "data", "contract", "name", "force")}
+    given |= {name: options[name] for name in ("teacher", "student", "data", "contract", "host", "name", "force")}
     ignored = [name for name, value in given.items() if value]
     if ignored:
         raise click.UsageError(f"--resume takes the run's own configuration; leave out --{ignored[0]}")
@@ -142,6 +143,7 @@ def _start(
     sets: tuple[str, ...],
     contract: str | None,
     evidence: Path,
+    host: str | None,
     name: str | None,
     force: bool,
     quiet: bool,
@@ -173,8 +175,8 @@ def _start(
         )
         for caution in cautions(config):
             click.echo(f"warning: {caution}", err=True)
-        overrides = _require_room(config, evidence, force, quiet)
-        job = Job(config, evidence, name, tuple(overrides))
+        overrides = _require_room(config, evidence, force, quiet) if host is None else []
+        job = Job(config, evidence, name, host=host, overrides=tuple(overrides))
         if not context.obj["headless"]:
             open_screen(context, evidence, job=job)
             return

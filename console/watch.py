@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 from console.run_state import Reducer, RunState
 from console.view import Link
-from dispatch.follower import Batch, Follower
+from dispatch.follower import Batch
 from dispatch.manifest import CONTRACT, EVENTS
+from dispatch.places import Place
 from dispatch.runs import RunDir
-from dispatch.transport import HostRefusal, LocalTransport, Transport, TransportError
+from dispatch.transport import HostRefusal, TransportError
 from engine.errors import RunError
 from engine.falsifiers import Contract, parse_contract
 from engine.text import clean
@@ -38,19 +39,18 @@ class Watcher:
 
     Args:
         run_dir: the run.
-        transport: reaches the host that the run's directory is on.
+        place: where it is.
 
     Raises:
         RunError, ConfigError: the contract that the run is judged by cannot be read.
     """
 
-    def __init__(self, run_dir: RunDir, transport: Transport) -> None:
+    def __init__(self, run_dir: RunDir, place: Place) -> None:
         self._reducer = Reducer(contract_of(run_dir))
-        self._follower = Follower(transport, run_dir.path, run_dir.run)
-        self._transport, self._path = transport, f"{run_dir.path}/{EVENTS}"
-        self._local = isinstance(transport, LocalTransport)
+        self._follower = place.follower(run_dir.run)
+        self._place = place
         self._past: int | None = None
-        self._link = Link(host=transport.host)
+        self._link = Link(host=place.transport.host)
 
     async def sights(self) -> AsyncIterator[Sight]:
         """Yields what arrives until the run has ended, and once a second while nothing does.
@@ -80,7 +80,7 @@ class Watcher:
 
     async def _sights_while_reached(self) -> AsyncIterator[Sight]:
         if self._past is None:
-            there = await self._transport.stat(self._path)
+            there = await self._place.transport.stat(f"{self._place.run_dir}/{EVENTS}")
             self._past = there.size if there else 0
         async for batch in self._follower.batches():
             state = self._reducer.feed(batch.events)
@@ -89,7 +89,7 @@ class Watcher:
                 self._link,
                 status=batch.status,
                 heard=time.time() if batch.lines else self._link.heard,
-                latency_seconds=None if self._local else self._follower.latency_seconds,
+                latency_seconds=None if self._place.local else self._follower.latency_seconds,
                 problem="",
                 exit=batch.ended,
                 live=not ended,

@@ -7,9 +7,12 @@ order hosts are thought of.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -29,7 +32,8 @@ from engine.yaml_io import dump_yaml, join, parse_document, read_text
 VARIABLE: Final = "KDCONSOLE_HOSTS"
 """Names the file; without it, it is where the platform keeps such files."""
 DEFAULT_RUN_DIR: Final = "~/kdconsole"
-DEFAULT_PYTHON: Final = "~/kdconsole/venv/bin/python"
+BOOTSTRAPPED_PYTHON: Final = "venv/bin/python"
+"""Below the run directory: the Python that `kdconsole hosts bootstrap` makes there, used where none is named."""
 NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 # No address, user or path begins with a dash: some program, some day, would take it for an option.
@@ -43,7 +47,12 @@ _Remote = Annotated[
     str, Meta(pattern=r"^(/|~/).*[^/]$", max_length=4096, description="a path on the host that begins with / or ~/")
 ]
 _Program = Annotated[
-    str, Meta(pattern=r"^((/|~/).*[^/]|[A-Za-z0-9._]+)$", max_length=4096, description="a program's name or whole path")
+    str,
+    Meta(
+        pattern=r"^((/|~/).*[^/]|[A-Za-z0-9._][A-Za-z0-9._+-]*)$",
+        max_length=4096,
+        description="a program's name or whole path",
+    ),
 ]
 _Variable = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128, description="a variable's name")]
 _Gpu = Annotated[int, Meta(ge=0, le=1023)]
@@ -56,7 +65,7 @@ class _Entry(msgspec.Struct, kw_only=True, omit_defaults=True):
     port: _Port | UnsetType = UNSET
     user: _User | UnsetType = UNSET
     identity: _Local | UnsetType = UNSET
-    python: _Program = DEFAULT_PYTHON
+    python: _Program | UnsetType = UNSET
     run_dir: _Remote = DEFAULT_RUN_DIR
     env: list[_Variable] = []
     gpu: _Gpu | UnsetType = UNSET
@@ -78,14 +87,18 @@ class Host:
     port: int | None = None
     user: str | None = None
     identity: Path | None = None
-    python: str = DEFAULT_PYTHON
-    """A path that begins with / or ~/, or a program's name."""
+    python: str = ""
+    """A path that begins with / or ~/, or a program's name; empty: the one below the run directory."""
     run_dir: str = DEFAULT_RUN_DIR
     """Where runs, engines and models are kept there; begins with / or ~/."""
     env: tuple[str, ...] = ()
     """Variables of this machine that a run there is given, by name."""
     gpu: int | None = None
     """The index of the device to use; None takes what the engine takes."""
+
+    def __post_init__(self) -> None:
+        if not self.python:
+            object.__setattr__(self, "python", f"{self.run_dir}/{BOOTSTRAPPED_PYTHON}")
 
     @property
     def endpoint(self) -> str:
@@ -131,6 +144,11 @@ def check_name(name: str) -> None:
         )
 
 
+def home_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """The user's home directory on this machine."""
+    return Path(environ.get("HOME") or Path.home())
+
+
 def config_dir(environ: Mapping[str, str] = os.environ) -> Path:
     """The directory of the hosts' file and of the host keys that were trusted."""
     if environ.get(VARIABLE):
@@ -152,12 +170,27 @@ def load_hosts(environ: Mapping[str, str] = os.environ) -> Hosts:
         ConfigError: it cannot be read; `ConfigProblems` names all that is wrong in it.
     """
     path = hosts_path(environ)
-    if not os.path.lexists(path):
-        return Hosts(path, {})
-    return parse_hosts(read_text(path), path)
+    text = _read(path)
+    return Hosts(path, {}) if text is None else parse_hosts(text, path, environ)
 
 
-def parse_hosts(text: str, path: Path) -> Hosts:
+def _read(path: Path) -> str | None:
+    """The file's text, None without a file."""
+    name = clean(str(path), 300)
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise ConfigError(f"{name}: a link to a file that is not there") from None
+        return None
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"{name}: no regular file", expected="a YAML file")
+    return read_text(path)
+
+
+def parse_hosts(text: str, path: Path, environ: Mapping[str, str] = os.environ) -> Hosts:
     """The hosts of a YAML text.
 
     Raises:
@@ -169,41 +202,68 @@ def parse_hosts(text: str, path: Path) -> Hosts:
         return Hosts(path, {})
     if not isinstance(document.value, dict):
         raise ConfigError(f"{name}: {show(document.value)} at the top", expected="a mapping with `hosts:`")
-    source = Source(name, path.parent, lines=document.lines)
+    source = _Lined(name, path.parent, lines=document.lines)
     entry, file = msgspec.inspect.type_info(_Entry), msgspec.inspect.type_info(_File)
     walker = Walker(lambda _: source, (*key_paths(file), *key_paths(entry)))
     tree: dict[str, object] = dict(document.value)
-    given = tree.pop("hosts", None) or {}
+    given = tree.pop("hosts", None)
     walker.check(tree, file)
-    if not isinstance(given, dict):
+    if given is not None and not isinstance(given, dict):
         walker.add("hosts", f"{show(given)}: expected a mapping of names, such as `gx10:`")
-        given = {}
-    for host, value in given.items():
+    hosts: dict[str, object] = given if isinstance(given, dict) else {}
+    for host, value in hosts.items():
         place = join("hosts", host)
         if not re.fullmatch(NAME, host):
             walker.add(place, "no host's name; expected letters, digits, dots, dashes and underscores")
         walker.check({} if value is None else value, entry, place)
-    lanes = tree.get("lanes")
-    for lane in lanes if isinstance(lanes, list) else ():
-        if lane not in given:
-            near = get_close_matches(str(lane)[:64], [str(each) for each in given], n=1)
-            hint = f"did you mean {near[0]}?" if near else "expected one that stands below `hosts:`"
-            walker.add("lanes", f"{show(lane)}: no such host; {hint}")
+        identity = value.get("identity") if isinstance(value, dict) else None
+        if isinstance(identity, str) and identity.startswith("~") and not identity.startswith("~/"):
+            walker.add(join(place, "identity"), f"{show(identity)}: expected an absolute path, or one that begins ~/")
+    _check_lanes(tree.get("lanes"), list(hosts), walker)
     if walker.problems:
         raise ConfigProblems(walker.problems)
-    known = {host: _host(host, msgspec.convert(value or {}, _Entry), path.parent) for host, value in given.items()}
-    return Hosts(path, known, tuple(lanes) if isinstance(lanes, list) else ())
+    lanes = msgspec.convert(tree, _File).lanes
+    entries = {host: msgspec.convert({} if value is None else value, _Entry) for host, value in hosts.items()}
+    home = home_dir(environ)
+    return Hosts(path, {host: _host(host, entry, path.parent, home) for host, entry in entries.items()}, tuple(lanes))
 
 
-def _host(name: str, entry: _Entry, base: Path) -> Host:
-    identity = None if entry.identity is UNSET else Path(os.path.abspath(base / os.path.expanduser(entry.identity)))
+class _Lined(Source):
+    """Says the line as well: this file is written by hand."""
+
+    def name(self, path: str) -> str:
+        """See `Source.name`."""
+        line = self.lines.get(path)
+        return f"{self.label}: {'' if line is None else f'line {line}: '}{clean(path, 200)}"
+
+
+def _check_lanes(lanes: object, names: list[str], walker: Walker) -> None:
+    seen: list[str] = []
+    for index, lane in enumerate(lanes if isinstance(lanes, list) else ()):
+        place = f"lanes[{index}]"
+        if not isinstance(lane, str):
+            continue  # which the walker said
+        if lane not in names:
+            near = get_close_matches(lane[:64], names, n=1)
+            hint = f"did you mean {near[0]}?" if near else "expected one that stands below `hosts:`"
+            walker.add(place, f"{show(lane)}: no such host; {hint}")
+        elif lane in seen:
+            walker.add(place, f"{show(lane)}: given twice")
+        seen.append(lane)
+
+
+def _host(name: str, entry: _Entry, base: Path, home: Path) -> Host:
+    identity = None
+    if entry.identity is not UNSET:
+        identity = home / entry.identity[2:] if entry.identity.startswith("~/") else base / entry.identity
+        identity = Path(os.path.abspath(identity))
     return Host(
         name,
         address=None if entry.address is UNSET else entry.address,
         port=None if entry.port is UNSET else entry.port,
         user=None if entry.user is UNSET else entry.user,
         identity=identity,
-        python=entry.python,
+        python="" if entry.python is UNSET else entry.python,
         run_dir=entry.run_dir,
         env=tuple(entry.env),
         gpu=None if entry.gpu is UNSET else entry.gpu,
@@ -223,41 +283,78 @@ def add_host(name: str, given: Mapping[str, object], environ: Mapping[str, str] 
     """
     check_name(name)
     path = hosts_path(environ)
-    before = load_hosts(environ)
-    if name in before.known:
-        raise ConfigError(f"{clean(str(path), 300)}: has a host {name} already", do="change it there")
-    text = read_text(path) if path.exists() else ""
+    shown = clean(str(path), 300)
     block = {key: value for key, value in given.items() if value is not None}
-    text = _with_entry(text, name, block)
-    after = parse_hosts(text, path)
-    if set(after.known) != {*before.known, name} or any(after.known[each] != h for each, h in before.known.items()):
-        raise ConfigError(
-            f"{clean(str(path), 300)}: written in a way that cannot be added to",
-            do=f"put this below its `hosts:` by hand:\n{dump_yaml({name: block})}",
-        )
+    _check_entry(name, block)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomic(path, text.encode())
+        with _only_one(path.parent):
+            before = load_hosts(environ)
+            if name in before.known:
+                raise ConfigError(f"{shown}: has a host {name} already", do="change it there")
+            text = _with_entry(_read(path) or "", name, block)
+            after = _parsed(text, path, environ)
+            if (
+                after is None
+                or {**after.known} != {**before.known, name: after.known.get(name)}
+                or after.lanes != before.lanes
+            ):
+                raise ConfigError(
+                    f"{shown}: written in a way that cannot be added to",
+                    do=f"put this below its `hosts:` by hand:\n{dump_yaml({name: block})}",
+                )
+            # Where the file is a link, what it leads to is written.
+            write_atomic(Path(os.path.realpath(path)), text.encode())
     except OSError as error:
-        raise ConfigError(f"{clean(str(path), 300)}: cannot be written: {error.strerror}") from None
+        raise ConfigError(f"{shown}: cannot be written: {error.strerror}") from None
     return after
+
+
+def _check_entry(name: str, block: Mapping[str, object]) -> None:
+    source = Source(f"host {name}", Path("/"))
+    entry = msgspec.inspect.type_info(_Entry)
+    walker = Walker(lambda _: source, tuple(key_paths(entry)))
+    walker.check(dict(block), entry)
+    if walker.problems:
+        raise ConfigProblems(walker.problems)
+
+
+def _parsed(text: str, path: Path, environ: Mapping[str, str]) -> Hosts | None:
+    try:
+        return parse_hosts(text, path, environ)
+    except ConfigError:
+        return None
+
+
+@contextlib.contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Keeps others from adding at the same time."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _with_entry(text: str, name: str, block: Mapping[str, object]) -> str:
     """The file's text with one more host, the last of them; its indentation is that of the others."""
-    lines = text.splitlines()
-    at = next((index for index, line in enumerate(lines) if re.match(r"hosts:\s*({}\s*)?(#.*)?$", line)), None)
+    ending = "\r\n" if "\r\n" in text else "\n"
+    if text and not text.endswith("\n"):
+        text += ending
+    lines = text.split("\n")[:-1]  # not splitlines: a quoted text may hold what that would take for an end of line
+    at = next((index for index, line in enumerate(lines) if re.match(r"hosts:\s*({\s*}\s*)?(#.*)?$", line)), None)
     if at is None:
-        return "\n".join([*lines, "hosts:", *_indented({name: block}, 2)]) + "\n"
-    lines[at] = re.sub(r"^hosts:\s*{}", "hosts:", lines[at])
+        return text + "".join(line + ending for line in ("hosts:", *_indented({name: block}, 2)))
+    lines[at] = re.sub(r"^hosts:\s*{\s*}", "hosts:", lines[at])
     end = at + 1
     while end < len(lines) and (not lines[end].strip() or lines[end].startswith((" ", "#"))):
         end += 1
     while end > at + 1 and not lines[end - 1].startswith(" "):
         end -= 1  # comments and empty lines before the next key belong to it
     first = next((line for line in lines[at + 1 : end] if line.strip() and not line.lstrip().startswith("#")), "  ")
-    indent = len(first) - len(first.lstrip())
-    return "\n".join([*lines[:end], *_indented({name: block}, indent), *lines[end:]]) + "\n"
+    new = _indented({name: block}, len(first) - len(first.lstrip(" ")))
+    return "".join(f"{line}\n" for line in (*lines[:end], *(line + ending[:-1] for line in new), *lines[end:]))
 
 
 def _indented(data: object, spaces: int) -> list[str]:

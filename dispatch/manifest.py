@@ -110,6 +110,17 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     cpus: int
 
 
+class Remote(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a run of another host stands there; all paths are absolute."""
+
+    host: str
+    """Its name in hosts.yaml or ssh_config."""
+    run_dir: str
+    python: str
+    engine: str
+    """The directory of the engine's bundle, named by its content's SHA-256."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """dispatch.json: who, where and with what. Never an environment variable, never a secret."""
 
@@ -131,6 +142,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     config_fingerprint: str
     gate_fingerprint: str
     contract_sha256: str
+    remote: Remote | None = None
+    """Where it runs, if not on the machine that this directory is on."""
 
 
 def host_facts() -> Host:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Literal
 
+import msgspec
+
 from dispatch.manifest import (
     CONFIG,
     CONTRACT,
@@ -24,6 +26,7 @@ from dispatch.manifest import (
     MAX_NAME,
     SMALL_FILES,
     Manifest,
+    Remote,
     RunStatus,
     decode,
     host_facts,
@@ -78,7 +81,13 @@ class Stop(RunStatus, frozen=True, kw_only=True):
 
 
 def create_run(
-    config: RunConfig, *, evidence: Path, contract_text: str, name: str | None = None, overrides: Sequence[str] = ()
+    config: RunConfig,
+    *,
+    evidence: Path,
+    contract_text: str,
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+    remote: Remote | None = None,
 ) -> RunDir:
     """Makes the directory of a new run, durable and complete but for the run itself.
 
@@ -88,6 +97,7 @@ def create_run(
         contract_text: the contract's YAML, kept with the run as contract.yaml.
         name: what the operator calls the run; cleaned, and cut to MAX_NAME characters.
         overrides: what was started against a check, by name.
+        remote: where it is to run, if not here; its `run_dir` is the directory below which it is to stand there.
 
     Raises:
         RunError: `evidence` is not a directory that can be written.
@@ -112,6 +122,7 @@ def create_run(
             config_fingerprint=fingerprint(config),
             gate_fingerprint=gate_fingerprint(config),
             contract_sha256=hashlib.sha256(contract_text.encode()).hexdigest(),
+            remote=None if remote is None else msgspec.structs.replace(remote, run_dir=f"{remote.run_dir}/{path.name}"),
         )
         write_atomic(path / CONFIG, to_yaml(config).encode())
         write_atomic(path / CONTRACT, contract_text.encode())

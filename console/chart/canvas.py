@@ -44,13 +44,16 @@ class Canvas:
 
     def put(self, row: int, column: int, text: str, slot: int) -> int:
         """Writes a text; what does not fit is left out. Returns the column after it."""
-        if cell_len(text) == len(text) <= self.width - column and 0 <= row < self.height and column >= 0:
+        height, width = self.codes.shape
+        if not (0 <= row < height and column >= 0):
+            return column
+        if len(text) <= width - column and ((text.isascii() and text.isprintable()) or cell_len(text) == len(text)):
             self.codes[row, column : column + len(text)] = np.frombuffer(text.encode("utf-32-le"), np.uint32)
             self.slots[row, column : column + len(text)] = slot
             return column + len(text)
         for character in text:
             cells = get_character_cell_size(character)
-            if not 0 < cells <= self.width - column or not (0 <= row < self.height and column >= 0):
+            if not 0 < cells <= width - column:
                 continue
             self.codes[row, column] = ord(character)
             self.codes[row, column + 1 : column + cells] = _SECOND_HALF

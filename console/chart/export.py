@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
-from xml.sax.saxutils import escape
 
 import numpy as np
 
@@ -34,6 +33,7 @@ _COLOURS = {
     **{f"run-{i}": colour for i, colour in enumerate(RUN_COLOURS_LIGHT)},
 }  # fmt: skip
 _CHUNK = 10_000
+_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"})
 _APART = 12
 """Pixels between two marks, at least."""
 CSV_COLUMNS = ("run", "series", "step", "t_unix_seconds", "value")
@@ -65,6 +65,11 @@ def _exact(value: float) -> str:
     return repr(value) if math.isfinite(value) else number(value)
 
 
+def _escaped(text: str) -> str:
+    """A text of a run, safe in a document: shortened, and neither control characters nor markup in it."""
+    return clean(text, 200).translate(_ESCAPES)
+
+
 def svg(plot: Plot, look: Look, title: str) -> str:
     """The picture as an SVG document on white, complete in itself.
 
@@ -91,6 +96,15 @@ def png(document: str) -> bytes:
         ) from None
     drawn: bytes = resvg.svg_to_bytes(svg_string=document, zoom=2, background="#ffffff")
     return bytes(drawn)
+
+
+def pictures(plot: Plot, look: Look, title: str) -> dict[str, str | bytes]:
+    """The picture by file suffix: `.svg` always, `.png` where the package that draws it is installed; see `svg`."""
+    document = svg(plot, look, title)
+    try:
+        return {".svg": document, ".png": png(document)}
+    except RunError:
+        return {".svg": document}
 
 
 class _Picture:
@@ -122,7 +136,7 @@ class _Picture:
             self._beyond(shape)
             self._end(shape)
         self._legend()
-        safe = escape(clean(title, 200))
+        safe = _escaped(title)
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
             f'viewBox="0 0 {WIDTH} {HEIGHT}" font-family="{_FONT}" font-size="13">\n<title>{safe}</title>\n'
@@ -136,7 +150,7 @@ class _Picture:
               size: int = 13, weight: str = "normal") -> None:  # fmt: skip
         self.parts.append(
             f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="{size}" '
-            f'font-weight="{weight}">{escape(clean(text, 200))}</text>'
+            f'font-weight="{weight}">{_escaped(text)}</text>'
         )
 
     def _axes(self) -> None:
@@ -158,9 +172,10 @@ class _Picture:
         unit = "loss, nats per token" if loss else "on held-out text"
         self._text(_LEFT, 62, f"{unit}{' · log y' if self.scale.log else ''}{smoothing}", size=12, colour="#555555")
         for gap in marks.gaps(self.plot, self.look.axis, self.window, self.width) if loss else []:
+            missing = _escaped(gap.text or "steps missing")
             self.parts.append(
                 f'<path d="M{_LEFT + gap.begin} {bottom}h{max(1, gap.end - gap.begin)}" stroke="{_GAP}" '
-                f'stroke-width="5"><title>{escape(gap.text or "steps missing")}</title></path>'
+                f'stroke-width="5"><title>{missing}</title></path>'
             )
 
     def _x(self, columns: Column) -> Column:

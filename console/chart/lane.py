@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -17,6 +18,8 @@ _KEPT_AVERAGES = 2
 GAP = {"step": 1.5, "time": 10.0}
 """How many times the usual distance two rows must be apart for a gap to stand between them."""
 _SAMPLE = 4_096
+_FARTHEST = 1e14
+"""Seconds; a time beyond that is no time."""
 BLOCK = 32
 """Rows of which the lowest and the highest value are kept."""
 
@@ -103,6 +106,29 @@ class Track:
         return ema.values
 
 
+class _Clock:
+    """Times that never fall, from times that may: where a clock was set back, time goes on from there."""
+
+    def __init__(self) -> None:
+        self._last = float("nan")
+        self._behind = 0.0
+        self._latest = -np.inf
+
+    def told(self, t: Column) -> Column:
+        """Further times, in seconds; one that is not finite is the one before it."""
+        if not len(t):
+            return t
+        finite = np.isfinite(t)
+        rows = np.maximum.accumulate(np.where(finite, np.arange(len(t)), -1))
+        if math.isnan(self._last):
+            self._last = float(np.clip(t[finite.argmax()], -_FARTHEST, _FARTHEST)) if finite.any() else 0.0
+        known = np.clip(np.where(rows >= 0, t[rows], self._last), -_FARTHEST, _FARTHEST)
+        behind = self._behind + np.maximum(-np.diff(known, prepend=self._last), 0.0).cumsum()
+        told: Column = np.maximum.accumulate(np.maximum(known + behind, self._latest))
+        self._last, self._behind, self._latest = float(known[-1]), float(behind[-1]), float(told[-1])
+        return told
+
+
 class Lane:
     """Rows measured at the same steps: their step numbers, their times, and any number of columns.
 
@@ -119,6 +145,7 @@ class Lane:
         self._step: Column = np.empty(0)
         self._raw_time: Column = np.empty(0)
         self._time = Grown(np.float64)
+        self._clock = _Clock()
         self._bad = Grown(np.intp)
         self._bad_since = Grown(np.intp)
         self._gaps: dict[Axis, tuple[int, Rows]] = {}
@@ -152,8 +179,10 @@ class Lane:
 
     def _cut(self, length: int) -> None:
         keep = int(np.searchsorted(self._bad.values, length))
-        for grown, kept in ((self._time, length), (self._bad, keep), (self._bad_since, keep)):
-            grown.cut(kept)
+        for grown in (self._bad, self._bad_since):
+            grown.cut(keep)
+        self._time.cut(0)  # with its clock, made anew
+        self._clock = _Clock()
         for track in self.tracks.values():
             track.cut(length)
         self._step, self._raw_time = self._step[:length], self._raw_time[:length]
@@ -175,17 +204,16 @@ class Lane:
                 since[0] = self._bad_since.values[-1]
             self._bad.append(rows)
             self._bad_since.append(np.maximum.accumulate(since))
-        times = np.where(np.isfinite(t[begin:]), t[begin:], -np.inf)
-        if len(self._time):
-            times[0] = max(times[0], self._time.values[-1])
-        times = np.maximum.accumulate(times)  # a clock that was set back
-        known = times[times > -np.inf]
-        self._time.append(np.where(times > -np.inf, times, known[0] if len(known) else 0.0))
+        self._time.append(self._clock.told(t[len(self._time) :]))
         self._step, self._raw_time = step, t
 
     def x(self, axis: Axis) -> Column:
         """Step numbers, or Unix seconds that never fall, shape [rows]."""
         return (self._step if axis == "step" else self._time.values)[: self.rows]
+
+    def clock(self, row: int) -> float:
+        """Unix seconds of a row as its run's host told them."""
+        return float(self._raw_time[row])
 
     def columns(self, axis: Axis, at: Column) -> Rows:
         """The first row of each column of dots, and the row after the last; the right edge counts as inside.

@@ -22,8 +22,10 @@ def legend(canvas: Canvas, row: int, column: int, plot: Plot, axis: Axis, gaps: 
     """Writes the legend into a row; where it is too narrow, the least important parts are left out."""
     room = canvas.width - column
     curves = [c for c in reversed(plot.curves) if c.lane.rows]
-    named = [(_part(c, cut(c.label, _share(curves, room))), c.slot, _rank(c)) for c in curves]
     count = sum(len(lane.bad) for lane in {id(c.lane): c.lane for c in plot.curves}.values())
+    alarm = cell_len(f"{NON_FINITE} {count:,}{_APART}") if count else 0
+    names = shortened([c.label for c in curves], _share(curves, room - alarm))
+    named = [(_part(c, name), c.slot, _rank(c)) for c, name in zip(curves, names, strict=True)]
     if count:
         named.append((f"{NON_FINITE} {count:,} non-finite", slot("bad"), _ALARM))
     if beyond.high is not None:
@@ -58,6 +60,16 @@ def _share(curves: Sequence[Curve], room: int) -> int:
     """Cells for the name of each run laid over others."""
     runs = sum(c.marked for c in curves)
     return max(_SHORTEST_NAME, room // runs - 10) if runs else room
+
+
+def shortened(names: Sequence[str], cells: int) -> list[str]:
+    """Names in so many cells each, told apart by their ends where they all begin alike."""
+    found = [cut(name, cells) for name in names]
+    if len(set(found)) == len(set(names)):
+        return found
+    letters = zip(*names, strict=False)
+    alike = next((place for place, each in enumerate(letters) if len(set(each)) > 1), min(map(len, names)))
+    return [cut("…" + name[alike:], cells) for name in names]
 
 
 def cut(name: str, cells: int) -> str:

@@ -176,7 +176,8 @@ def _beyond(frame: Frame, mark: str) -> float | None:
             values = shape.line
         measured = scale.measure(values)
         outside = np.flatnonzero(measured > scale.high if above else measured < scale.low)
-        (np.maximum if above else np.minimum).at(farthest, outside // ACROSS, values[outside])
+        if len(outside):
+            (np.maximum if above else np.minimum).at(farthest, outside // ACROSS, values[outside])
     cells = np.flatnonzero(np.isfinite(farthest))
     if not len(cells):
         return None

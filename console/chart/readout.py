@@ -60,7 +60,7 @@ def readout(frame: Frame, plot: Plot, look: Look, steps: StepSeries | None) -> l
     if steps is not None and plot.page == "loss" and row < len(steps):
         parts.append(f"lr {steps.column('lr')[row]:.3g}")
     t = float(main.lane.x("time")[row])
-    parts += [f"after {duration(max(0.0, t - main.origin))}", clock(t)]
+    parts += [f"after {duration(max(0.0, t - main.origin))}", clock(main.lane.clock(row))]
     if steps is not None and plot.page == "loss" and row < len(steps):
         parts.append(f"grad norm {steps.column('grad_norm')[row]:.3g}")
         parts.append(f"{steps.column('seconds')[row]:.3g} s a step")

@@ -15,7 +15,7 @@ from console.view import View
 from console.watch import Sight, Watcher
 from dispatch import runs
 from dispatch.manifest import SUMS, verify_sums
-from dispatch.transport import LocalTransport
+from dispatch.places import Place, collect
 from engine.errors import KdError
 from engine.text import clean
 
@@ -62,7 +62,8 @@ class FollowingScreen(GuardedScreen[None]):
         super().__init__()
         self.run_dir = run_dir
         self.latest = View(manifest=run_dir.manifest)
-        self.transport = LocalTransport()
+        self.place: Place | None = None
+        """Where it is; known once the following has begun."""
         self.loaded = asyncio.Event()
         """Everything was read that stood there when the screen was opened, or it cannot be read."""
         self._told: frozenset[str] | None = None
@@ -80,16 +81,21 @@ class FollowingScreen(GuardedScreen[None]):
     async def follow_run(self) -> None:
         """Follows the run to its end, through every loss of the way to it."""
         try:
-            watcher = await asyncio.to_thread(Watcher, self.run_dir, self.transport)
+            self.place = self.app.reach.place(self.run_dir)
+            watcher = await asyncio.to_thread(Watcher, self.run_dir, self.place)
         except KdError as error:
             self.post_message(Trouble(str(error)))
             return
         try:
             async for sight in watcher.sights():
+                if sight.link.status == "ended":
+                    await collect(self.place, self.run_dir)
                 self.post_message(SightArrived(sight))
                 await asyncio.sleep(0)
         except KdError as error:
             self.post_message(Trouble(str(error)))
+        finally:
+            self.place.close()
 
     @on(SightArrived)
     def absorb(self, message: SightArrived) -> None:

@@ -51,6 +51,10 @@ TITLES = {
 }
 
 SHORT_TITLES = TITLES | {"verdicts": "verdicts", "checkpoints": "ckpts", "projection": "proj"}
+_ASKED = {
+    "filter": "show only lines with this text; empty shows all",
+    "search": "look for this text; n goes to the next line with it",
+}
 GROUPS = {
     "left": ("chart", "checkpoints"),
     "right": ("verdicts", "projection", "vitals"),
@@ -90,6 +94,7 @@ class RunScreen(ChartActions, FollowingScreen):
     """
 
     BINDINGS = bindings("run")
+    ALLOW_IN_MAXIMIZED_VIEW = "#ask, KeyBar"
     where: ClassVar[str] = "run"
     PANES: ClassVar[tuple[str, ...]] = ("chart", "verdicts", "checkpoints", "projection", "vitals", "log")
 
@@ -112,7 +117,7 @@ class RunScreen(ChartActions, FollowingScreen):
                 yield ProjectionPane(id="projection", classes="pane")
                 yield VitalsPane(id="vitals", classes="pane")
         yield LogPane(id="log", classes="pane")
-        yield Input(id="ask", placeholder="show only lines with this text; empty shows all", select_on_focus=True)
+        yield Input(id="ask", select_on_focus=True)
         yield KeyBar("run")
 
     def on_mount(self) -> None:
@@ -193,6 +198,8 @@ class RunScreen(ChartActions, FollowingScreen):
         self._pane = name
         self._arrange()
         self.known()
+        if self.maximized is not None:  # the whole screen goes to the pane that the operator went to
+            self.maximize(cast("Widget", self._named(name)))
         self._named(name).focus()
 
     def action_next_pane(self) -> None:
@@ -298,6 +305,7 @@ class RunScreen(ChartActions, FollowingScreen):
         self._go_to("log")
         box = self.query_one("#ask", Input)
         box.display, box.value, box.border_title = True, text, purpose
+        box.placeholder = _ASKED[purpose]
         self._asked = purpose
         box.focus()
 
@@ -345,7 +353,9 @@ class RunScreen(ChartActions, FollowingScreen):
         else:
             contents = {".txt": self._named(self._pane).copy_text() + "\n"}
         try:
-            written = write_new(Path.cwd(), f"{self.run_dir.id}-{self._pane}", contents)
+            # Not what its manifest calls it, which may be a path to anywhere.
+            stem = clean(self.run_dir.path.name, 200)
+            written = write_new(Path.cwd(), f"{stem}-{self._pane}", contents)
         except OSError as error:
             self.app.say(f"not written: {error.filename}: {error.strerror}", "error")
             return
@@ -362,7 +372,7 @@ class RunScreen(ChartActions, FollowingScreen):
         if not await self.app.ask(f"Resume {name}?", consequences, "resume the run"):
             return
         try:
-            await launch.start_again(self.run_dir, (), self.transport)
+            await launch.start_again(self.run_dir, (), self.app.reach.place(self.run_dir))
         except KdError as error:
             self.app.say(f"not resumed: {error}", "error")
             return
@@ -384,7 +394,7 @@ class RunScreen(ChartActions, FollowingScreen):
             return
         self.app.say(f"stopping {name}; it commits what it has")
         try:
-            done = await runs.stop(self.transport, self.run_dir.path, grace=STOP_GRACE_SECONDS)
+            done = await self.app.reach.place(self.run_dir).stop(grace=STOP_GRACE_SECONDS)
         except KdError as error:
             self.app.say(f"{name}: {error}", "error")
             return

@@ -44,6 +44,12 @@ def _curves(selector: str, of: Mapping[str, str], runs: Sequence[str], band: str
     return "\n".join(rules)
 
 
+def _plain(selector: str) -> str:
+    """Rules for a screen without colours, where what they become would tell one curve's rank by chance."""
+    names = (*_DARK, *(f"run-{i}" for i in range(len(_ANSI_RUNS))), "bad", "beyond", "gap")
+    return "\n".join(f"{selector} .loss-chart--{name} {{ color: $foreground; }}" for name in names)
+
+
 CSS = f"""
 LossChart .loss-chart--text {{ color: $foreground 75%; }}
 LossChart .loss-chart--faint {{ color: $foreground 60%; }}
@@ -60,4 +66,5 @@ LossChart:ansi .loss-chart--text {{ color: ansi_default; }}
 LossChart:ansi .loss-chart--faint {{ color: ansi_default; text-style: dim; }}
 LossChart:ansi .loss-chart--cursor {{ text-style: reverse; }}
 LossChart:nocolor .loss-chart--cursor {{ text-style: reverse; }}
+{_plain("LossChart:nocolor")}
 """

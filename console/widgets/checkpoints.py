@@ -15,7 +15,7 @@ from console.outlook import age, ages, last_checkpoint, outlook
 from console.palette import CHECKPOINTS, VERDICTS, Mark
 from console.report import duration
 from console.view import View
-from console.widgets.layout import cut, marked, short_step, size, wrapped
+from console.widgets.layout import MUTED, cut, flowed, marked, short_step, size, wrapped
 from console.widgets.pane import Pane
 from engine.stream import Checkpoint, CheckpointFailed
 
@@ -64,13 +64,13 @@ class Checkpoints(Pane):
         """See `Pane`."""
         view, index = self.view, self._index
         if index < 0:
-            return [line.stylize("$text-muted") for line in wrapped(_none_yet(view), width)]
+            return [line.stylize(MUTED) for line in wrapped(_none_yet(view), width)]
         marks = view.state.checkpoints
         chosen = marks[index] if self._chosen is not None else None
         axis, labels = timeline(view, width, chosen)
         lines = [axis, labels] if height > 2 else [axis][: height - 1]
         place = f"{index + 1:,} of {len(marks):,}" if self._chosen is not None else "newest"
-        told = wrapped(details(marks[index], place, newest=marks[index] is last_checkpoint(view.state)[0]), width)
+        told = flowed(details(marks[index], place, newest=marks[index] is last_checkpoint(view.state)[0]), width)
         room = height - len(lines)
         if len(told) > room:
             told = [*told[: room - 1], cut(Content.assemble(told[room - 1], " …"), width)]
@@ -96,9 +96,13 @@ class Checkpoints(Pane):
 
 
 def _none_yet(view: View) -> str:
+    """What it means that there is no checkpoint."""
     run = view.state.run
     if run is not None and run.mode == "smoke":
         return "A smoke keeps no checkpoints."
+    if outlook(view).ended:
+        steps = view.state.last_step.step if view.state.last_step else 0
+        return f"It ended without a checkpoint, after {steps:,} steps: there is none to resume from."
     return "No checkpoint yet: a fault now would lose everything." if view.state.last_step else "No checkpoint yet."
 
 
@@ -132,10 +136,10 @@ def timeline(view: View, width: int, chosen: Saved | None = None) -> tuple[Conte
         elif cell == next_cell:
             axis.append((_NEXT.glyph, _NEXT.style))
         else:
-            axis.append((_MADE if cell <= now else _TO_COME[(cell - now - 1) % 2], "$text-muted"))
+            axis.append((_MADE if cell <= now else _TO_COME[(cell - now - 1) % 2], MUTED))
     wanted = [(cell, _label(mark), CHECKPOINTS[kind_of(mark)].style) for cell, mark in _by_interest(cells, chosen)]
     if coming is not None and next_cell is not None:
-        wanted.insert(1 if chosen else 0, (next_cell, coming[1], "$text-muted"))
+        wanted.insert(1 if chosen else 0, (next_cell, coming[1], MUTED))
     return Content.assemble(*axis), _placed(wanted, width)
 
 
@@ -197,8 +201,8 @@ def _placed(wanted: Sequence[tuple[int, tuple[str, ...], str]], width: int) -> C
     return Content.assemble(*zip(line, styles, strict=True))
 
 
-def details(mark: Saved, place: str = "", *, newest: bool = True) -> Content:
-    """Everything about one checkpoint, on one line; of an older one only what was so when it was saved."""
+def details(mark: Saved, place: str = "", *, newest: bool = True) -> list[Content]:
+    """Everything about one checkpoint, in parts; of an older one only what was so when it was saved."""
     drawn = CHECKPOINTS[kind_of(mark)]
     head = Content.assemble((f"{mark.step:,}", "bold"), "  ", marked(drawn, mark.kind.replace("+", " + ")))
     parts = [head]
@@ -215,5 +219,5 @@ def details(mark: Saved, place: str = "", *, newest: bool = True) -> Content:
             Content(f"{duration(mark.seconds)} (waited {duration(mark.waited_seconds)})"),
         ]
     if place:
-        parts.append(Content.styled(place, "$text-muted"))
-    return Content(" · ").join(parts)
+        parts.append(Content.styled(place, MUTED))
+    return parts

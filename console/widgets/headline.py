@@ -10,6 +10,7 @@ import numpy as np
 from textual.content import Content
 from textual.geometry import Size
 
+from console.concerns import Concern, concerns
 from console.forecast import Forecast, end_text, forecast
 from console.outlook import (
     EXIT_MEANINGS,
@@ -27,22 +28,25 @@ from console.outlook import (
     outlook,
     verdict_counts,
 )
-from console.palette import run_mark, verdict_mark
+from console.palette import CHECKPOINTS, Mark, run_mark, verdict_mark
 from console.report import duration
 from console.run_state import RunState
 from console.view import View
-from console.widgets.layout import Part, drawn_bar, fit, marked, number, padded
+from console.widgets.layout import MUTED, Part, drawn_bar, fit, marked, number, padded
 from console.widgets.pane import Pane
+from console.widgets.projection import elapsed
 from engine.text import clean
 
 WIDE = 100
+"""Columns from which on there is room for the names of everything."""
+THREE = 76
 """Columns from which on three lines are enough."""
 _BAR_LEAST, _BAR_MOST = 8, 100
 _RECENT_STEPS = 50
 
 
 class HeadLine(Pane, can_focus=False):
-    """Three lines, four where there are fewer than `WIDE` columns."""
+    """Three lines, four where there are fewer than `THREE` columns."""
 
     DEFAULT_CSS: ClassVar[str] = """
     HeadLine {
@@ -54,7 +58,7 @@ class HeadLine(Pane, can_focus=False):
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """See Textual."""
-        return 3 if width >= WIDE else 4
+        return 3 if width >= THREE else 4
 
     def picture(self, width: int, height: int) -> Sequence[Content]:
         """See `Pane`."""
@@ -62,38 +66,43 @@ class HeadLine(Pane, can_focus=False):
 
 
 def head_lines(view: View, width: int) -> list[Content]:
-    """The head in lines of exactly `width` cells: three from `WIDE` cells on, else four."""
+    """The head in lines of exactly `width` cells: three from `THREE` cells on, else four."""
     state, seen = view.state, outlook(view)
-    coming = None if seen.ended else forecast(view)
-    who, where = _who(view), _where(state)
+    wide, gap = width >= WIDE, 3 if width >= WIDE else 2
     standing = [Part.of(9, marked(run_mark(seen.status))), *_position(state)]
-    verdicts = _verdicts(view)
-    clocks = _clocks(view, seen)
-    wide = width >= WIDE
-    gap = 3 if wide else 2
-    alarm = _alarm(view, seen, width)
+    alarm, untold = _alarm(view, seen, width)
     if alarm is not None:
-        first = fit([alarm], [*standing, *(who if wide else [])], width, gap)
+        first = fit([alarm], [*standing, *(_who(view) if wide else [])], width, gap)
     elif wide:
-        first = fit([Part.of(1, Content.styled("kdconsole", "bold")), *who, *where], standing, width, gap)
+        name = Part.of(1, Content.styled("kdconsole", "bold"))
+        first = fit([name, *_who(view), *_where(state)], standing, width, gap)
     else:
-        first = fit(standing, who, width, gap)
-    second = _progress(view, seen, coming, width, gap)
-    if wide:
-        return [first, second, fit(verdicts, clocks, width, gap)]
-    checkpoint = [part for part in clocks if part is clocks[-1]]
-    fourth = _exit(seen) if seen.ended else clocks[:-1]
-    return [first, second, fit(verdicts, checkpoint, width, gap), fit(fourth, where, width, gap)]
+        first = fit(standing, [*_who(view), *_where(state)], width, gap)
+    verdicts, checkpoint, learning = _verdicts(view, untold), _checkpoint(state, seen.ended), _learning(state)
+    exit_code = _exit(seen)
+    coming = [] if seen.ended else _coming(view, seen, forecast(view))
+    clocks = [] if seen.ended else _clocks(view)
+    if width < THREE:
+        second = _progress(view, seen, [*coming, *_past(view, seen)], width, gap)
+        third = fit(verdicts, [*(learning if seen.ended else []), *checkpoint], width, gap)
+        fourth = fit(exit_code, _where(state), width, gap) if seen.ended else fit(clocks, learning, width, gap)
+        return [first, second, third, fourth]
+    if seen.ended:
+        took, *when = _past(view, seen)
+        second = _progress(view, seen, [*_why(seen), took, *exit_code], width, gap)
+        return [first, second, fit(verdicts, [*learning, *when, *checkpoint], width, gap)]
+    second = _progress(view, seen, [*coming, *learning], width, gap)
+    return [first, second, fit(verdicts, [*clocks, *checkpoint], width, gap)]
 
 
 def _who(view: View) -> list[Part]:
     """What the operator calls the run, and the models."""
     run, manifest = view.state.run, view.manifest
     name = "" if manifest is None else clean(manifest.name or manifest.id, 80)
-    parts = [Part.of(2, Content.styled(name, "$text-muted"))]
+    parts = [Part.of(2, Content.styled(name, MUTED))]
     if run is not None:
         student = _base(run.student)
-        models = f"{student} < {_base(run.teacher)}" if run.teacher else f"{student}, no teacher"
+        models = f"{_base(run.teacher)} > {student}" if run.teacher else f"{student}, no teacher"
         parts.append(Part.of(5, Content.styled(models, "bold"), student))
     return parts
 
@@ -121,29 +130,54 @@ def _position(state: RunState) -> list[Part]:
     return [Part.of(1, again), Part.of(7, f"{phase} {step}".strip(), step, step.replace(" / ", "/"))]
 
 
-def _alarm(view: View, seen: Outlook, width: int) -> Part | None:
-    """What is said before anything else, if there is anything: in the past, stalled, unreachable, ended badly."""
+def _alarm(view: View, seen: Outlook, width: int) -> tuple[Part | None, list[Concern]]:
+    """What is said before anything else, if there is anything, and what is wrong besides and is to be said elsewhere.
+
+    First that this is the past, then how the run ended, that nothing is heard or done, and what is wrong with it.
+    """
+    wrong = concerns(view.state)
     if view.scrubbed:
         step = f" (step {view.state.last_step.step:,})" if view.state.last_step else ""
         texts = [f" ⏪ as of {clock(view.now)}{about} " for about in (f"{step} · 0 returns to now", " · 0: now")]
-        return Part.of(8, *(Content.styled(text, "bold reverse $accent") for text in texts), least=24)
+        return Part.of(8, *(Content.styled(text, "bold reverse $accent") for text in texts), least=24), wrong
     clauses = [seen.reason] if seen.ended and seen.status != "COMPLETED" else list(seen.alarm)
-    if not clauses:
-        return None
-    mark = run_mark(seen.status)
-    stalled = seen.status == "STALLED"
-    texts = [f" {mark.glyph} {' · '.join(clauses[:count])} " for count in range(len(clauses), 0, -1)]
-    # What is wrong stands out as a block, so that it is seen without colour as well.
-    forms = [Content.styled(text, f"reverse {mark.style}") for text in texts[: None if stalled else 1]]
-    # A stall is told in short clauses; a host's message may have any length, and leaves room for the step.
-    return Part.of(8, *forms, least=24) if stalled else Part.of(6, *forms, least=max(24, 6 * width // 10))
+    if clauses:
+        told = [each for each in wrong if each.verdict and each.verdict in seen.reason]
+        wrong = [each for each in wrong if each not in told]
+        # A stall is told in short clauses; a host's message may have any length, and leaves room for the step.
+        if seen.status == "STALLED":
+            return _block(run_mark(seen.status), _ever_fewer(clauses), 8, 24), wrong
+        return _block(
+            run_mark(seen.status),
+            [" · ".join(clauses), *(each.text.removeprefix("FAIL ") for each in told[:1])],
+            6,
+            max(24, 6 * width // 10),
+        ), wrong
+    severe = [] if seen.ended else [each for each in wrong if each.severe]
+    if not severe:
+        return None, wrong
+    more = [each.short for each in severe[1:]]
+    forms = _ever_fewer([severe[0].text, *more])
+    return _block(severe[0].mark, forms, 8, 24), [each for each in wrong if not each.severe]
 
 
-def _progress(view: View, seen: Outlook, coming: Forecast | None, width: int, gap: int) -> Content:
-    """How much is done, and when the rest will be."""
+def _ever_fewer(clauses: Sequence[str]) -> list[str]:
+    """All clauses, then fewer and fewer of them, the first one to the end."""
+    return [" · ".join(clauses[:count]) for count in range(len(clauses), 0, -1)]
+
+
+def _block(mark: Mark, texts: Sequence[str], keep: int, least: int) -> Part:
+    """What is wrong stands out as a block, so that it is seen without colour as well."""
+    return Part.of(
+        keep, *(Content.styled(f" {mark.glyph} {text} ", f"reverse {mark.style}") for text in texts), least=least
+    )
+
+
+def _progress(view: View, seen: Outlook, about: Sequence[Part], width: int, gap: int) -> Content:
+    """How much is done, and when the rest will be, or how it went."""
     done = fraction_done(view)
     percent = [] if done is None else [Part.of(9, f"{math.floor(100 * done):3d} %")]
-    parts = [*percent, *(_past(view, seen) if seen.ended else _coming(view, seen, coming)), *_learning(view.state)]
+    parts = [*percent, *about]
     spaces = " " * gap
     told = fit(parts, [], max(0, width - _BAR_LEAST - gap), gap)
     used = len(told.plain.rstrip())
@@ -156,13 +190,17 @@ def _progress(view: View, seen: Outlook, coming: Forecast | None, width: int, ga
     return padded(Content.assemble(drawn_bar(done or 0.0, length, style), spaces, told), width)
 
 
+def _why(seen: Outlook) -> list[Part]:
+    """Why a run ended that ended well; of another one the first line tells."""
+    return [Part.of(3, seen.reason)] if seen.status == "COMPLETED" else []
+
+
 def _past(view: View, seen: Outlook) -> list[Part]:
-    """Of a run that is over: why, how long it took, and what its exit code means."""
-    state = view.state
-    parts = [Part.of(6, seen.reason)] if seen.status == "COMPLETED" else []
-    took = state.end.seconds if state.end else state.last_t - state.first_t
-    parts.append(Part.of(8, f"took {duration(took)}" if state.end else f"after {duration(took)}"))
-    return [*parts, *_exit(seen), Part.of(4, f"ended {date(state.last_t)}")]
+    """Of a run that is over: how long it took, and when it ended."""
+    if not seen.ended:
+        return []
+    took = f"{'took' if view.state.end else 'after'} {duration(elapsed(view))}"
+    return [Part.of(8, took), Part.of(5, f"ended {date(view.state.last_t)}")]
 
 
 def _exit(seen: Outlook) -> list[Part]:
@@ -176,14 +214,14 @@ def _coming(view: View, seen: Outlook, coming: Forecast | None) -> list[Part]:
     if coming is None:
         run = view.state.run
         before = run is not None and view.state.last_step is None
-        return [Part.of(3, Content.styled("ETA after 10 steps", "$text-muted"))] if before else []
+        return [Part.of(3, Content.styled("ETA after 10 steps", MUTED))] if before else []
     p10, p50, p90 = coming.seconds
     if_only = {"STALLED": " once it goes on", "UNREACHABLE": " if it goes on"}.get(seen.status, "")
     spread = f"({duration(p10)} to {duration(p90)})" if duration(p10) != duration(p90) else ""
     eta = f"ETA {duration(p50)}"
     return [
         Part.of(8, Content.assemble((eta, "bold"), if_only), Content.styled(eta, "bold")),
-        Part.of(5, spread),
+        Part.of(4, spread),
         Part.of(7, f"ends {end_text(coming.ends[1], view.now)}"),
     ]
 
@@ -197,19 +235,31 @@ def _learning(state: RunState) -> list[Part]:
         name, first, now = "loss", state.first_step.loss, float(np.median(recent))
     else:
         return []
-    style = "" if math.isfinite(now) else "bold $error"
     forms = (f"{name} {number(first)} → {number(now)}", f"{name} {number(now)}")
-    return [Part.of(4, *(Content.styled(form, style) for form in forms))]
+    if now <= first:
+        return [Part.of(6, *forms)]
+    style = "bold $warning" if math.isfinite(now) else "bold $error"
+    return [Part.of(6, *(Content.styled(f"⚠ {form}", style) for form in forms))]
 
 
-def _verdicts(view: View) -> list[Part]:
-    """Verdicts counted, the worst first, and whatever else the operator should know of the view."""
-    parts = []
+def _verdicts(view: View, wrong: Sequence[Concern]) -> list[Part]:
+    """Verdicts counted and what else is wrong, the worst first, and whatever the operator should know of the view."""
+    counts = []
     for word, count in verdict_counts(view.state):
         mark = verdict_mark(word)
         forms = [f"{mark.glyph} {count} {word}", *([] if word == "FAIL" else [f"{mark.glyph} {count}"])]
         keep = {"FAIL": 20, "UNKNOWN": 8}.get(word, 6)
-        parts.append(Part.of(keep, *(Content.styled(form, mark.style) for form in forms)))
+        counts.append(Part.of(keep, *(Content.styled(form, mark.style) for form in forms)))
+    fails = 1 if any(word == "FAIL" for word, _ in verdict_counts(view.state)) else 0
+    # A verdict's name stands beside the count of those that failed; the last line has the checkpoint that did.
+    named = [Content.styled(each.verdict, each.mark.style) for each in wrong if each.verdict]
+    ids = [Content(", ").join(named[:most]) for most in range(len(named), 0, -1)]
+    other = [
+        Part.of(7, *(Content.styled(f"{each.mark.glyph} {text}", each.mark.style) for text in (each.text, each.short)))
+        for each in wrong
+        if not each.verdict and each.mark is not CHECKPOINTS["failed"]
+    ]
+    parts = [*counts[:fails], Part.of(2, *ids), *other, *counts[fails:]]
     if differ := disagreements(view):
         mark = run_mark("DISPUTED")
         parts.insert(0, Part.of(19, Content.styled(f"{mark.glyph} {len(differ)} DISPUTED", mark.style)))
@@ -222,29 +272,35 @@ def _verdicts(view: View) -> list[Part]:
     return parts
 
 
-def _clocks(view: View, seen: Outlook) -> list[Part]:
-    """How old everything is: link, process, progress; and last, always there, the newest checkpoint."""
-    parts = []
+def _clocks(view: View) -> list[Part]:
+    """How old everything is: link, process, progress."""
     link, told = view.link, ages(view)
-    if link.live and not seen.ended and not view.scrubbed:
-        if link.problem:
-            parts.append(Part.of(4, Content.styled("link ⌁ down", "bold $warning")))
-        else:
-            speed = "" if link.latency_seconds is None else f" {1000 * link.latency_seconds:.0f} ms"
-            parts.append(Part.of(3, Content.assemble("link ", ("●", "$success"), speed)))
-        parts.append(_clock("heartbeat", told.heartbeat, SILENCE_SECONDS, 4))
-        if view.state.last_step is not None and view.state.phase == "train":
-            parts.append(_clock("last step", told.step, longest_wait(view.state), 5))
-    failed = last_checkpoint(view.state)[1] is not None
-    phrase = checkpoint_phrase(view.state)
+    if not link.live or view.scrubbed:
+        return []
+    parts = []
+    if link.problem:
+        parts.append(Part.of(4, Content.styled("link ⌁ down", "bold $warning")))
+    else:
+        speed = "" if link.latency_seconds is None else f" {1000 * link.latency_seconds:.0f} ms"
+        parts.append(Part.of(3, Content.assemble("link ", ("●", "$success"), speed)))
+    parts.append(_clock("heartbeat", told.heartbeat, SILENCE_SECONDS, 4))
+    if view.state.last_step is not None and view.state.phase == "train":
+        parts.append(_clock("last step", told.step, longest_wait(view.state), 5))
+    return parts
+
+
+def _checkpoint(state: RunState, ended: bool) -> list[Part]:
+    """Where the run could be taken up again."""
+    failed = last_checkpoint(state)[1] is not None
+    phrase = checkpoint_phrase(state, ended)
     shorter = phrase.partition(",")[0] if failed else phrase.removesuffix(" verified")
     style = "bold $error" if failed else ""
-    return [*parts, Part.of(10 if failed else 5, Content.styled(phrase, style), Content.styled(shorter, style))]
+    return [Part.of(10 if failed else 5, Content.styled(phrase, style), Content.styled(shorter, style))]
 
 
 def _clock(name: str, seconds: float | None, most: float, keep: int) -> Part:
     if seconds is None:
-        return Part.of(keep, Content.styled(f"{name} ?", "$text-muted"))
+        return Part.of(keep, Content.styled(f"{name} ?", MUTED))
     late = seconds > most
     text = f"{name} {age(seconds)}"
     return Part.of(keep, Content.styled(f"⚠ {text}", "bold $warning") if late else text)

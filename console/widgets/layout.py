@@ -12,6 +12,8 @@ from textual.content import Content
 from console.palette import Mark
 
 ELLIPSIS = "…"
+MUTED = "$foreground-muted"
+"""The style of what is less important. Not `$text-muted`: where a theme has it chosen by contrast, it is not muted."""
 NOT_GIVEN = "n/a"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _FULL, _REST = "█", "─"
@@ -110,6 +112,17 @@ def wrapped(text: str | Content, width: int, indent: str = "") -> list[Content]:
     return [cut(Content.assemble(indent, line), width) for line in content.wrap(room)] or [Content(indent)]
 
 
+def flowed(parts: Sequence[Content], width: int, between: str = " · ") -> list[Content]:
+    """The parts in lines of at most `width` cells, broken between parts; one that is too long is wrapped by itself."""
+    lines: list[Content] = []
+    for part in parts:
+        if lines and lines[-1].cell_length + cell_len(between) + part.cell_length <= width:
+            lines[-1] = Content.assemble(lines[-1], between, part)
+        else:
+            lines += [part] if part.cell_length <= width else wrapped(part, width)
+    return lines
+
+
 def framed(title: Content, focused: bool) -> Content:
     """A title for a frame; the pane that keys act on is told by a shape, too."""
     return Content.assemble("▸ " if focused else "", title) if title.plain else title
@@ -129,7 +142,7 @@ def bar(fraction: float, width: int) -> tuple[str, str]:
 def drawn_bar(fraction: float, width: int, style: str = "$primary") -> Content:
     """A bar, its full part in a style."""
     full, rest = bar(fraction, width)
-    return Content.assemble((full, style), (rest, "$text-muted 40%"))
+    return Content.assemble((full, style), (rest, "$foreground 30%"))
 
 
 def number(value: float) -> str:

@@ -1,22 +1,28 @@
-"""The log: follows what arrives, keeps still when one reads, filters and finds."""
+"""The log: follows what arrives, keeps still when one reads, filters and finds.
+
+A line takes one row, so that many are in sight, and is cut there. Enter unfolds all of them; while one filters or
+searches they are unfolded as well, for what was found must be seen.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import ClassVar
 
+from textual.binding import Binding, BindingType
 from textual.content import Content
 
 from console.outlook import clock
 from console.palette import Mark
 from console.run_state import LogLine
-from console.widgets.layout import ELLIPSIS
+from console.widgets.layout import ELLIPSIS, MUTED, cut
 from console.widgets.log_lines import MAX_ROWS, Change, LogLines, pattern_of, pieces
 from console.widgets.scroll_pane import ScrollPane
 from engine.text import clean
 
 LEVELS = {
-    "info": Mark("·", "", "$text-muted"),
+    "info": Mark("·", "", MUTED),
     "warning": Mark("⚠", "warning", "bold $warning"),
     "error": Mark("✘", "error", "bold $error"),
 }
@@ -30,12 +36,15 @@ _MAX_TEXT = 200
 class LogPane(ScrollPane):
     """Lines for the operator, the newest last. Scrolling up stops following; `toggle_follow` or End resumes it."""
 
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "unfold", "whole lines", show=False)]
+
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self._lines = LogLines()
         self._search = ""
         self._found: int | None = None
         """Number of the line that the search stands at."""
+        self._unfolded = False
         self._following = True
         self._unseen = 0
         self._placing = False
@@ -66,17 +75,33 @@ class LogPane(ScrollPane):
         """See `ScrollPane`."""
         number, part = self._lines.at(y)
         line = self._lines[number]
-        width = self._lines.width
+        width = self._text_width
+        if not self._lines.width:  # one row: no more of a line than can be seen
+            return self._drawn(number, cut(self._shown(line.text[: 8 * width], line.text, 0, line.level), width), True)
         cuts = pieces(line.text, width)
         start, end = cuts[part]
-        text = Content(line.text[start:end])
-        for pattern, style in ((self.filter_text, "underline"), (self._search, "reverse")):
-            text = _highlighted(text, line.text, start, pattern_of(pattern), style)
+        text = self._shown(line.text[start:end], line.text, start, line.level)
         if part + 1 == MAX_ROWS and len(cuts) > MAX_ROWS:
             text = Content.assemble(text[: max(0, width - 1)], ELLIPSIS)
-        if line.level in ("warning", "error"):
-            text = text.stylize_before(LEVELS[line.level].style.removeprefix("bold "))
-        head = _head(line, self.room.width, number == self._found) if part == 0 else Content("")
+        return self._drawn(number, text, part == 0)
+
+    @property
+    def _text_width(self) -> int:
+        """Cells for the text of a line."""
+        return max(0, self.room.width - _indent(self.room.width))
+
+    def _shown(self, text: str, whole: str, start: int, level: str) -> Content:
+        """A part of a line that begins at `start`, with what was found in it marked."""
+        shown = Content(text)
+        for pattern, style in ((self.filter_text, "underline"), (self._search, "reverse")):
+            shown = _highlighted(shown, whole, start, pattern_of(pattern), style)
+        if level in ("warning", "error"):
+            shown = shown.stylize_before(LEVELS[level].style.removeprefix("bold "))
+        return shown
+
+    def _drawn(self, number: int, text: Content, first: bool) -> Content:
+        """A row: of the first one of a line with its time and level."""
+        head = _head(self._lines[number], self.room.width, number == self._found) if first else Content("")
         return Content.assemble(head, " " * (_indent(self.room.width) - head.cell_length), text)
 
     def title(self) -> Content:
@@ -87,10 +112,12 @@ class LogPane(ScrollPane):
             told = f'filter "{lines.filter}" {len(lines.shown):,} of {len(lines):,}'
             parts.append(Content.styled(told, "reverse"))
         if self._following:
-            parts.append(Content.styled("following", "$text-muted"))
+            parts += [Content.styled("following", MUTED)] if self.view.link.live else []
         else:
             new = f" · {self._unseen:,} new" if self._unseen else ""
-            parts.append(Content.styled(f"paused{new}", "bold $warning" if new else "$text-muted"))
+            parts.append(Content.styled(f"paused{new}", "bold $warning" if new else MUTED))
+        if self.has_focus and not (lines.filter or self._search):
+            parts.append(Content.styled(f"enter: {'one row each' if self._unfolded else 'whole lines'}", MUTED))
         if self._search:
             matches = lines.matches(self._search)
             place = f"{matches.index(self._found) + 1:,} of " if self._found in matches else ""
@@ -99,12 +126,24 @@ class LogPane(ScrollPane):
 
     def refill(self) -> None:
         """See `ScrollPane`."""
-        width = max(0, self.room.width - _indent(self.room.width))
-        if width != self._lines.width:
-            self._lines.width = width
-            self._lines.refill()
-            self._arrange(Change(replaced=True))
+        self._fold()
         self._arrange(self._lines.update(self.view.state.log))
+
+    def _fold(self) -> None:
+        """Lays the lines out in rows of the width that there is: one row each, or as many as they take."""
+        unfolded = self._unfolded or self._search or self._lines.filter
+        width = self._text_width if unfolded else 0
+        if width == self._lines.width:
+            return
+        top = self._top()
+        self._lines.width = width
+        self._lines.refill()
+        self.redraw()
+        self._place(self.lines_in_all() if self._following else self._lines.row_of(top))
+
+    def _top(self) -> int:
+        """The number of the first line in sight."""
+        return self._lines.at(self.scroll_offset.y)[0] if self.lines_in_all() > self.scroll_offset.y else 0
 
     def _arrange(self, change: Change) -> None:
         """Draws the rows that there are now, the newest in sight or what was in sight where it was."""
@@ -163,14 +202,21 @@ class LogPane(ScrollPane):
         self._follow(True)
         self._place(self.lines_in_all())
 
+    def action_unfold(self) -> None:
+        """Shows lines whole, or one row of each again."""
+        self._unfolded = not self._unfolded
+        self._fold()
+        self.retitle()
+
     def set_filter(self, text: str) -> None:
         """Shows only lines with this text in them, whatever its case; empty shows all."""
         text = clean(text, _MAX_TEXT)
         if text == self._lines.filter:
             return
         # What stood at the top stays there as far as it may, so that the reader's place is not lost.
-        top = self._lines.at(self.scroll_offset.y)[0] if self.lines_in_all() > self.scroll_offset.y else 0
+        top = self._top()
         self._lines.filter = text
+        self._fold()
         self._lines.refill()
         self.redraw()
         self._place(self.lines_in_all() if self._following else self._lines.row_of(top))
@@ -179,6 +225,7 @@ class LogPane(ScrollPane):
     def set_search(self, text: str) -> None:
         """Highlights this text; `next_match` goes from one line with it to the next."""
         self._search, self._found = clean(text, _MAX_TEXT), None
+        self._fold()
         self.refresh()
         self.retitle()
 
@@ -205,6 +252,7 @@ class LogPane(ScrollPane):
     def on_resize(self) -> None:
         """See Textual."""
         super().on_resize()
+        self.redraw()
         if self._following:
             self._place(self.lines_in_all())
 
@@ -276,7 +324,7 @@ def _head(line: LogLine, width: int, found: bool) -> Content:
     pointer = ("▸", "bold $primary") if found else (mark.glyph, mark.style)
     if width < _WIDE:
         return Content.assemble(pointer, " ")
-    return Content.assemble((clock(line.t), "$text-muted"), "  ", pointer, " ")
+    return Content.assemble((clock(line.t), MUTED), "  ", pointer, " ")
 
 
 def _plain(line: LogLine) -> str:

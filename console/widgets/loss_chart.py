@@ -14,7 +14,6 @@ from textual.geometry import Offset, Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from console.chart import export
 from console.chart.canvas import CURSOR
 from console.chart.frame import Frame, draw
 from console.chart.model import SLOTS, Plot, RunLanes, many_runs, one_run
@@ -331,8 +330,18 @@ class LossChart(Widget, can_focus=True):
 
     def csv(self) -> str:
         """All points of the page that is shown; see `console.chart.export.csv_lines`."""
+        from console.chart import export  # seldom needed, and not on the way to the first picture
+
         return "".join(export.csv_lines(self._plot))
 
     def svg(self, title: str) -> str:
         """The page and the part that are looked at, as a picture; see `console.chart.export.svg`."""
+        from console.chart import export
+
         return export.svg(self._plot, self._sight.settled(self._plot).look, title)
+
+    def pictures(self, title: str) -> dict[str, str | bytes]:
+        """The same as files by their suffix, a PNG among them where it can be made; see `export.pictures`."""
+        from console.chart import export
+
+        return export.pictures(self._plot, self._sight.settled(self._plot).look, title)

@@ -18,7 +18,7 @@ class Pane(Widget, can_focus=True):
 
     DEFAULT_CSS: ClassVar[str] = """
     Pane {
-        border: round $panel-lighten-2;
+        border: round $foreground 30%;
         border-title-color: $foreground;
         padding: 0 1;
         text-wrap: nowrap;

@@ -12,7 +12,7 @@ from console.outlook import host_now, outlook
 from console.report import duration
 from console.run_state import RunState
 from console.view import View
-from console.widgets.layout import Part, fit, wrapped
+from console.widgets.layout import MUTED, Part, fit, wrapped
 from console.widgets.pane import Pane
 from engine.falsifiers import FIRST_PHASE
 from engine.stream import Projection
@@ -43,6 +43,8 @@ def projection_lines(view: View, width: int) -> list[Content]:
     if view.smoke_seconds is not None:
         return [_line("smoke said", view.smoke_seconds, width), *_now(view, width)]
     lines = _now(view, width)
+    if outlook(view).ended:
+        return [*lines, *_said("No smoke of this configuration was found to hold it against.", width)]
     missing = _said("No smoke of this configuration was found. To know before a long run:", width)
     missing += [line.stylize("bold") for line in wrapped("kdconsole --headless smoke CONFIG", width)]
     return [*lines[:2], *missing, *lines[2:]]
@@ -141,10 +143,10 @@ def _fact(name: str, texts: Sequence[str], width: int) -> Content:
     """A named value in bold, and what goes with it; what finds no room goes, from the middle."""
     first, *more = texts
     head = name.ljust(_NAME) if width >= 2 * _NAME else name
-    parts = [Part.of(7, Content.styled(head, "$text-muted")), Part.of(9, Content.styled(first, "bold"), least=4)]
+    parts = [Part.of(7, Content.styled(head, MUTED)), Part.of(9, Content.styled(first, "bold"), least=4)]
     parts += [Part.of(keep, text) for keep, text in enumerate(more, 3)]
     return fit(parts, [], width, 1)
 
 
 def _said(text: str, width: int) -> list[Content]:
-    return [line.stylize("$text-muted") for line in wrapped(text, width)]
+    return [line.stylize(MUTED) for line in wrapped(text, width)]

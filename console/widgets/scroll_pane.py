@@ -21,7 +21,7 @@ class ScrollPane(ScrollView, can_focus=True):
 
     DEFAULT_CSS: ClassVar[str] = """
     ScrollPane {
-        border: round $panel-lighten-2;
+        border: round $foreground 30%;
         border-title-color: $foreground;
         padding: 0 1;
         overflow-x: hidden;

@@ -12,7 +12,7 @@ from console.outlook import by_urgency, clock, disagreements, verdict_counts
 from console.palette import run_mark, verdict_mark
 from console.run_state import RunState
 from console.view import View
-from console.widgets.layout import Part, fit, padded, wrapped
+from console.widgets.layout import MUTED, Part, fit, padded, wrapped
 from console.widgets.scroll_pane import ScrollPane
 from engine.stream import Verdict
 
@@ -60,11 +60,17 @@ class Verdicts(ScrollPane):
 
     def title(self) -> Content:
         """See `ScrollPane`."""
-        parts = [Content("Falsifiers")]
-        for word, count in verdict_counts(self.view.state):
-            mark = verdict_mark(word)
-            parts.append(Content.styled(f"{mark.glyph} {count} {word}", mark.style))
-        return Content("  ").join(parts)
+        counts = verdict_counts(self.view.state)
+        for named in range(max(1, len(counts)), 0, -1):  # the worst ones keep their words where not all find room
+            parts = [Content("Falsifiers")]
+            for number, (word, count) in enumerate(counts):
+                mark = verdict_mark(word)
+                word = f" {word}" if number < named else ""
+                parts.append(Content.styled(f"{mark.glyph} {count}{word}", mark.style))
+            title = Content("  ").join(parts)
+            if title.cell_length <= self.room.width - 3:
+                break
+        return title
 
     def refill(self) -> None:
         """See `ScrollPane`."""
@@ -137,8 +143,8 @@ def verdict_rows(view: View, width: int, pointed: str | None = None, opened: str
     verdicts = by_urgency(view.state.judged)
     if not verdicts:
         text = "Nothing is judged yet: the run has not told what it is."
-        return [*rows, *((line.stylize("$text-muted"), None) for line in wrapped(text, width))]
-    column = min(max(len(v.id) for v in verdicts), width // 3) if width >= _WIDE else 0
+        return [*rows, *((line.stylize(MUTED), None) for line in wrapped(text, width))]
+    column = min(max(len(v.id) for v in verdicts), width // 2) if width >= _WIDE else 0
     for verdict in verdicts:
         rows.append((_headline(verdict, width, column, verdict.id == pointed), verdict.id))
         if verdict.id == opened:
@@ -154,10 +160,12 @@ def _headline(verdict: Verdict, width: int, column: int, pointed: bool) -> Conte
     parts = [
         Part.of(9, Content.styled(word, mark.style), Content.styled(word.rstrip(), mark.style)),
         Part.of(8, Content.styled(verdict.id.ljust(column), "bold"), least=8),
-        Part.of(3, Content.styled(f"{verdict.severity:<5}", "bold" if verdict.verdict == "FAIL" else "$text-muted")),
-        Part.of(1, Content.styled(verdict.claim, "$text-muted"), least=1 if width >= _WIDE else 0),
     ]
-    line = fit(parts, [], max(0, width - 2), 2)
+    severity = Part.of(3, Content.styled(f"{verdict.severity:<5}", "bold" if verdict.verdict == "FAIL" else MUTED))
+    claim = Part.of(1, Content.styled(verdict.claim, MUTED), least=1)
+    # Without room for claims the severity stands at the edge, in a column as well.
+    left, right = ([*parts, severity, claim], []) if column else (parts, [severity])
+    line = fit(left, right, max(0, width - 2), 2)
     if not pointed:
         return padded(Content.assemble("  ", line), width)
     return padded(Content.assemble("▸ ", line), width).stylize("on $block-cursor-blurred-background")
@@ -177,9 +185,9 @@ def _named(name: str, text: str | Content, width: int) -> list[Content]:
     """A value after its name, wrapped under itself."""
     head = f"{_INDENT}{name}  "
     if width < 2 * len(head):  # too narrow for two columns
-        return wrapped(Content.assemble((f"{name} ", "$text-muted"), text), width, "  ")
+        return wrapped(Content.assemble((f"{name} ", MUTED), text), width, "  ")
     lines = wrapped(text, width - len(head))
-    first = Content.assemble((head, "$text-muted"), lines[0])
+    first = Content.assemble((head, MUTED), lines[0])
     return [first, *(Content.assemble(" " * len(head), line) for line in lines[1:])]
 
 
@@ -199,7 +207,7 @@ def _details(verdict: Verdict, state: RunState, width: int) -> list[Content]:
     for change in changes[-_HISTORY:]:
         mark = verdict_mark(change.verdict)
         told = Content.assemble(
-            (f"{clock(change.t)}  ", "$text-muted"),
+            (f"{clock(change.t)}  ", MUTED),
             f"step {change.step:,}  became ",
             (f"{mark.glyph} {mark.word}", mark.style),
             f": {change.observed}",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from textual.content import Content
 
 from console.outlook import age, host_now, outlook
 from console.view import View
-from console.widgets.layout import NOT_GIVEN, Part, drawn_bar, fit, size, wrapped
+from console.widgets.layout import MUTED, NOT_GIVEN, Part, drawn_bar, fit, size, wrapped
 from console.widgets.pane import Pane
 from engine.stream import Heartbeat, Vitals
 
@@ -30,63 +31,79 @@ class VitalsPane(Pane):
 
     def picture(self, width: int, height: int) -> Sequence[Content]:
         """See `Pane`."""
-        return vitals_lines(self.view, width)[: height or None]
+        return vitals_lines(self.view, width, height)
 
 
-def vitals_lines(view: View, width: int) -> list[Content]:
-    """The pane's lines, none wider than `width` cells."""
+@dataclass(frozen=True)
+class _Row:
+    """A figure: its name, the share of the whole where that is known, its texts, the first one first."""
+
+    name: str
+    share: float | None
+    texts: Sequence[str]
+    alarming: bool = False
+
+    @property
+    def known(self) -> bool:
+        return self.texts[0] != NOT_GIVEN
+
+
+def vitals_lines(view: View, width: int, height: int = 100) -> list[Content]:
+    """The pane's lines, none wider than `width` cells; where they are more than `height`, what is unknown goes."""
     state = view.state
     told = [event.t for event in (state.vitals, state.heartbeat) if event is not None]
     if not told:
         past = "Figures of the host are not kept for the past." if view.scrubbed else "No figures of the host yet."
-        return [line.stylize("$text-muted") for line in wrapped(past, width)]
+        return [line.stylize(MUTED) for line in wrapped(past, width)]
     vitals, beat = state.vitals or Vitals(), state.heartbeat
-    lines = [_gpu(vitals, width), *_memory(vitals, beat, width)]
-    lines += [_share("cpu", vitals.cpu_percent, width), _disk(vitals, width)]
-    lines.append(_row("trainer", None, [f"{_bytes(beat.rss_bytes if beat else None)} resident"], width))
+    rows = [_gpu(vitals), *_memory(vitals, beat, width), _share("cpu", vitals.cpu_percent), _disk(vitals)]
+    rows.append(_Row("trainer", None, [f"{size(beat.rss_bytes)} resident"] if beat else [NOT_GIVEN]))
     ago = host_now(view) - max(told)
+    notice = []
     if outlook(view).ended:
-        lines.insert(0, Content.styled("last figures of a run that is over", "$text-muted"))
+        notice.append(Content.styled("last figures of a run that is over", MUTED))
     elif ago > OLD_SECONDS:
-        lines.insert(0, Content.styled(f"⚠ figures are {age(ago)} old", "bold $warning"))
-    return lines
+        notice.append(Content.styled(f"⚠ figures are {age(ago)} old", "bold $warning"))
+    excess = len(rows) + len(notice) - height
+    for row in [row for row in rows if not row.known][: max(0, excess)]:
+        rows.remove(row)
+    # What `61.2 / 128.5 GB  unified` and the names leave; bars that are too short to be read are left out.
+    room = min(_BAR_MOST, width - 36) if any(row.share is not None for row in rows) else 0
+    return [*notice, *(_drawn(row, width, room if room >= _BAR_LEAST else 0) for row in rows)]
 
 
-def _gpu(vitals: Vitals, width: int) -> Content:
+def _gpu(vitals: Vitals) -> _Row:
     """Use, temperature and power of the accelerator, each where it is given."""
     facts = [(vitals.gpu_percent, " %"), (vitals.gpu_temperature_c, " °C"), (vitals.gpu_power_watts, " W")]
     texts = [f"{value:.0f}{unit}" for value, unit in facts if value is not None and math.isfinite(value)]
-    return _row("GPU", _fraction(vitals.gpu_percent, 100.0), texts or [NOT_GIVEN], width)
+    return _Row("GPU", _fraction(vitals.gpu_percent, 100.0), texts or [NOT_GIVEN])
 
 
-def _memory(vitals: Vitals, beat: Heartbeat | None, width: int) -> list[Content]:
+def _memory(vitals: Vitals, beat: Heartbeat | None, width: int) -> list[_Row]:
     """Of the device and of the host; one line where both are the same memory."""
     free = _newest(vitals.host_free_bytes, beat.host_free_bytes if beat else None)
-    host = (
-        (None if free is None or vitals.host_total_bytes is None else vitals.host_total_bytes - free),
-        (vitals.host_total_bytes),
-    )
+    total = vitals.host_total_bytes
+    used = None if free is None or total is None else total - free
     if vitals.unified_memory:
         named = ("mem", "unified") if width >= _WIDE else ("unified", "")
-        return [_used(named[0], *host, free, named[1], width)]
-    used, total = vitals.gpu_memory_used_bytes, vitals.gpu_memory_total_bytes
-    if used is None and beat is not None:
-        used, total = beat.device_used_bytes, beat.device_total_bytes
-    return [_used("GPU mem", used, total, None, "", width), _used("host mem", *host, free, "", width)]
+        return [_used(named[0], used, total, free, named[1])]
+    device_used, device_total = vitals.gpu_memory_used_bytes, vitals.gpu_memory_total_bytes
+    if device_used is None and beat is not None:
+        device_used, device_total = beat.device_used_bytes, beat.device_total_bytes
+    return [_used("GPU mem", device_used, device_total, None), _used("host mem", used, total, free)]
 
 
 def _newest(first: int | None, second: int | None) -> int | None:
     return second if first is None else first
 
 
-def _used(name: str, used: int | None, total: int | None, free: int | None, note: str, width: int) -> Content:
+def _used(name: str, used: int | None, total: int | None, free: int | None, note: str = "") -> _Row:
     """So much of so much; only what is free where the whole is not known."""
     if used is None or total is None:
-        known = f"{size(free)} free" if free is not None else _bytes(used)
-        return _row(name, None, [known, note], width)
+        return _Row(name, None, [f"{size(free)} free" if free is not None else _bytes(used), note])
     share = _fraction(used, total)
     full = share is not None and share > _MEMORY_HIGH
-    return _row(name, share, [f"{_pair(used, total)}", note, "⚠ nearly full" if full else ""], width, full)
+    return _Row(name, share, [_pair(used, total), note, "⚠ nearly full" if full else ""], full)
 
 
 def _pair(used: int, total: int) -> str:
@@ -95,18 +112,18 @@ def _pair(used: int, total: int) -> str:
     return f"{first.partition(' ')[0]} / {second}" if first[-2:] == second[-2:] else f"{first} / {second}"
 
 
-def _share(name: str, percent: float | None, width: int) -> Content:
+def _share(name: str, percent: float | None) -> _Row:
     share = _fraction(percent, 100.0)
-    return _row(name, share, [NOT_GIVEN if percent is None or share is None else f"{percent:.0f} %"], width)
+    return _Row(name, share, [NOT_GIVEN if percent is None or share is None else f"{percent:.0f} %"])
 
 
-def _disk(vitals: Vitals, width: int) -> Content:
+def _disk(vitals: Vitals) -> _Row:
     free, total = vitals.disk_free_bytes, vitals.disk_total_bytes
     if free is None:
-        return _row("disk", None, [NOT_GIVEN], width)
+        return _Row("disk", None, [NOT_GIVEN])
     share = None if total is None else _fraction(total - free, total)
     low = share is not None and share > 1 - _DISK_LOW
-    return _row("disk", share, [f"{size(free)} free", "⚠ low" if low else ""], width, low)
+    return _Row("disk", share, [f"{size(free)} free", "⚠ low" if low else ""], low)
 
 
 def _fraction(part: float | None, whole: float | None) -> float | None:
@@ -119,18 +136,14 @@ def _bytes(count: int | None) -> str:
     return NOT_GIVEN if count is None else size(count)
 
 
-def _row(name: str, share: float | None, texts: Sequence[str], width: int, alarming: bool = False) -> Content:
-    """A name, a small bar where a share is known, and figures; figures stay when room is short."""
-    first, *more = texts
-    column = 8 if width >= _WIDE else 0
-    # What `61.2 / 128.5 GB  unified` and the names leave; a bar that is too short to be read is left out.
-    room = min(_BAR_MOST, width - 36)
-    room = room if room >= _BAR_LEAST else 0
-    colour = "bold $warning" if alarming else "$primary"
-    drawn = Content(" " * room) if share is None else drawn_bar(share, room, colour)
-    style = "bold $warning" if alarming else "$text-muted" if first == NOT_GIVEN else ""
+def _drawn(row: _Row, width: int, room: int) -> Content:
+    """A name, a bar of so many cells where a share is known, and figures; figures stay when room is short."""
+    first, *more = row.texts
+    colour = "bold $warning" if row.alarming else "$primary"
+    drawn = Content(" " * room) if row.share is None else drawn_bar(row.share, room, colour)
+    style = "bold $warning" if row.alarming else "" if row.known else MUTED
     parts = [
-        Part.of(8, Content.styled(name.ljust(column), "$text-muted")),
+        Part.of(8, Content.styled(row.name.ljust(8 if width >= _WIDE else 0), MUTED)),
         Part.of(1, drawn),
         Part.of(9, Content.styled(first, style), least=4),
         *(Part.of(4, Content.styled(text, style)) for text in more),

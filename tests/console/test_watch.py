@@ -10,6 +10,7 @@ import pytest
 
 from console.run_state import Reducer
 from console.watch import Sight, Watcher, contract_of
+from dispatch.places import Place
 from dispatch.runs import RunDir, open_run
 from dispatch.transport import LocalTransport
 from engine.errors import ConfigError, RunError
@@ -25,7 +26,7 @@ async def sights_of(watcher: Watcher) -> list[Sight]:
 def test_a_past_run_is_folded_whole_and_its_end_is_known(tmp_path: Path) -> None:
     events = with_verdicts(smoke_events(30), end=end_event(30))
     run_dir = open_run(make_run(tmp_path, events))
-    sights = asyncio.run(sights_of(Watcher(run_dir, LocalTransport())))
+    sights = asyncio.run(sights_of(Watcher(run_dir, Place(LocalTransport(), str(run_dir.path)))))
     last = sights[-1]
     assert last.state == Reducer(contract_of(run_dir)).feed(stored(run_dir))
     assert (last.link.status, last.link.live, last.link.host) == ("ended", False, "localhost")
@@ -47,7 +48,7 @@ def test_what_comes_after_the_opening_is_news_and_what_stood_there_is_not(tmp_pa
 
     async def scenario() -> list[Sight]:
         seen: list[Sight] = []
-        async for sight in Watcher(run_dir, LocalTransport()).sights():
+        async for sight in Watcher(run_dir, Place(LocalTransport(), str(run_dir.path))).sights():
             seen.append(sight)
             if sight.state.end is not None:
                 return seen
@@ -66,10 +67,10 @@ def test_a_run_without_a_contract_is_refused_by_name(tmp_path: Path) -> None:
     run_dir = open_run(make_run(tmp_path, with_verdicts(smoke_events(12))))
     (run_dir.path / "contract.yaml").unlink()
     with pytest.raises(RunError, match=r"contract\.yaml.*the contract that the run was started with"):
-        Watcher(run_dir, LocalTransport())
+        Watcher(run_dir, Place(LocalTransport(), str(run_dir.path)))
     (run_dir.path / "contract.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(RunError, match="not UTF-8"):
-        Watcher(run_dir, LocalTransport())
+        Watcher(run_dir, Place(LocalTransport(), str(run_dir.path)))
     (run_dir.path / "contract.yaml").write_text("nonsense: 1\n")
     with pytest.raises(ConfigError):
-        Watcher(run_dir, LocalTransport())
+        Watcher(run_dir, Place(LocalTransport(), str(run_dir.path)))

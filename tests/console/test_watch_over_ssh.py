@@ -14,6 +14,7 @@ import pytest
 from console.run_state import Reducer
 from console.watch import Sight, Watcher, contract_of
 from dispatch import host_keys
+from dispatch.places import Place
 from dispatch.runs import open_run
 from dispatch.ssh import SSHTransport
 from dispatch.transport import HostRefusal
@@ -61,7 +62,7 @@ def test_no_event_is_lost_or_repeated_while_connections_are_killed(tmp_path: Pat
         seen: list[Sight] = []
         writing = asyncio.create_task(write())
         killing = asyncio.create_task(kill(rig, seen))
-        async for sight in Watcher(run_dir, transport).sights():
+        async for sight in Watcher(run_dir, Place(transport, str(run_dir.path))).sights():
             seen.append(sight)
             if sight.state.end is not None:
                 break
@@ -85,7 +86,7 @@ def test_the_state_over_ssh_is_that_of_the_directory(tmp_path: Path) -> None:
 
     async def scenario(rig: Rig) -> Sight:
         transport = await trusted(rig)
-        last = [sight async for sight in Watcher(run_dir, transport).sights()][-1]
+        last = [sight async for sight in Watcher(run_dir, Place(transport, str(run_dir.path))).sights()][-1]
         await transport.close()
         return last
 
@@ -103,7 +104,7 @@ def test_a_host_whose_key_has_changed_is_not_asked_again(tmp_path: Path) -> None
     run_dir = open_run(make_run(tmp_path / "runs", events, exit_code=None, living=True))
 
     async def scenario(rig: Rig) -> None:
-        watcher = Watcher(run_dir, await trusted(rig))
+        watcher = Watcher(run_dir, Place(await trusted(rig), str(run_dir.path)))
         async for sight in watcher.sights():
             if sight.caught_up and not sight.link.problem:
                 rig.end()

@@ -1,0 +1,104 @@
+"""What is wrong with what a run does, though its process may live: verdicts, losses, checkpoints; the worst first."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from console.outlook import by_urgency, last_checkpoint
+from console.palette import CHECKPOINTS, VERDICTS, Mark
+from console.run_state import RunState
+from engine.stream import Verdict
+
+RECENT_STEPS = 2_000
+"""Steps at the end of a run in which a spike is looked for; of an older one the chart tells."""
+SPIKE_FACTOR = 3.0
+"""So many times the median of the steps before, a loss is a spike."""
+_BEFORE, _BEFORE_LEAST = 50, 10
+"""Steps whose median a loss is held against, and how many there must be."""
+_SPIKE = Mark("⚠", "spike", "bold $warning")
+
+
+@dataclass(frozen=True)
+class Concern:
+    """Something that is wrong.
+
+    `severe` is what may cost the run: a fatal or gate FAIL, a loss that is no number, a checkpoint that was not saved.
+    `short` says it in the fewest words; `verdict` is the id of the one that FAILs, empty for anything else.
+    """
+
+    mark: Mark
+    text: str
+    short: str
+    severe: bool
+    verdict: str = ""
+
+
+def concerns(state: RunState) -> list[Concern]:
+    """Everything that is wrong, the worst first."""
+    failing = [v for v in by_urgency(state.judged) if v.verdict == "FAIL"]
+    severe = [_failed(v) for v in failing if v.severity != "warn"]
+    told = {v.step for v in failing}
+    return [
+        *severe,
+        *(each for each in (_non_finite(state, told), _unsaved(state)) if each is not None),
+        *(_failed(v) for v in failing if v.severity == "warn"),
+        *_spikes(state),
+    ]
+
+
+def _failed(verdict: Verdict) -> Concern:
+    at = f" at step {verdict.step:,}" if verdict.step and f"step {verdict.step}" not in verdict.observed else ""
+    short = f"FAIL {verdict.id}"
+    text = f"{short}: {verdict.observed}{at}"
+    return Concern(VERDICTS["FAIL"], text, short, verdict.severity != "warn", verdict.id)
+
+
+def _non_finite(state: RunState, told: set[int]) -> Concern | None:
+    """Losses that are no numbers, unless a verdict tells of the first one."""
+    losses = state.steps.column("loss")
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if not len(bad):
+        return None
+    step = int(state.steps.column("step")[bad[0]])
+    if step in told:
+        return None
+    value = "NaN" if math.isnan(losses[bad[0]]) else "infinite"
+    more = f" and {len(bad) - 1:,} more" if len(bad) > 1 else ""
+    return Concern(VERDICTS["FAIL"], f"loss {value} at step {step:,}{more}", f"loss {value}", True)
+
+
+def _unsaved(state: RunState) -> Concern | None:
+    """A checkpoint that was not saved, and none since."""
+    failed = last_checkpoint(state)[1]
+    if failed is None:
+        return None
+    short = f"checkpoint {failed.step:,} FAILED"
+    return Concern(CHECKPOINTS["failed"], f"{short}: {failed.error}", short, True)
+
+
+def _spikes(state: RunState) -> list[Concern]:
+    """The highest of the losses that stand out from the steps before them."""
+    losses = state.steps.column("loss")[-RECENT_STEPS - _BEFORE :]
+    numbers = state.steps.column("step")[-RECENT_STEPS - _BEFORE :]
+    finite = np.isfinite(losses)
+    losses, numbers = losses[finite], numbers[finite]
+    if len(losses) <= _BEFORE_LEAST:
+        return []
+    # No median is less than the least of the losses, so that few of them need one.
+    high = np.flatnonzero(losses >= SPIKE_FACTOR * max(float(losses.min()), 0.0))
+    usual = np.full(len(losses), np.inf)
+    for row in high[(high >= _BEFORE_LEAST) & (high < _BEFORE)]:
+        usual[row] = np.median(losses[:row])
+    late = high[high >= _BEFORE]
+    if len(late):
+        usual[late] = np.median(sliding_window_view(losses, _BEFORE)[late - _BEFORE], axis=1)
+    ratios = np.divide(losses, usual, out=np.zeros_like(losses), where=usual > 0)
+    row = int(np.argmax(ratios))
+    if ratios[row] < SPIKE_FACTOR:
+        return []
+    short = f"spike {ratios[row]:,.3g}x"
+    return [Concern(_SPIKE, f"{short} at step {int(numbers[row]):,}", short, False)]

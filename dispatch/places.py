@@ -1,0 +1,198 @@
+"""Where a run is, and how it is started, asked and stopped there: the same calls for this machine and for any other."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from dispatch import runs
+from dispatch.follower import Follower
+from dispatch.manifest import EXIT, RunStatus
+from dispatch.mirror import MirroredTransport
+from dispatch.runs import Launch, RunDir, Stop
+from dispatch.supervisor import STOP_GRACE_SECONDS, write_atomic
+from dispatch.transport import LocalTransport, MissingFile, Transport
+from engine.errors import RunError
+
+if TYPE_CHECKING:
+    from dispatch.hosts import Host
+
+LATE_FILES = ("launch.log", "supervisor.jsonl", EXIT)
+"""What a host writes beside the stream, in the order in which it is brought here."""
+PIECE_BYTES = 1 << 20
+MAX_FILE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run's directory on its host, and what runs it there."""
+
+    transport: Transport
+    run_dir: str
+    """On the host, absolute."""
+    python: str = sys.executable
+    supervisor: tuple[str, ...] = runs.SUPERVISOR
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables for the trainer beside those that the supervisor passes on."""
+    command: tuple[str, ...] = ()
+    """Another trainer than the supervisor's own Python with the engine."""
+
+    @property
+    def local(self) -> bool:
+        """It is this machine."""
+        return isinstance(self.transport, LocalTransport)
+
+    def close(self) -> None:
+        """Lets go of the copy of the stream, if there is one."""
+        if isinstance(self.transport, MirroredTransport):
+            self.transport.close()
+
+    async def launch(self, *, gpu: bool, again: bool = False) -> Launch:
+        """See `runs.launch`."""
+        return await runs.launch(
+            self.transport,
+            self.run_dir,
+            python=self.python,
+            supervisor=self.supervisor,
+            command=self.command,
+            environment=self.environment,
+            gpu=gpu,
+            again=again,
+        )
+
+    async def status(self) -> RunStatus:
+        """See `runs.status`."""
+        return await runs.status(self.transport, self.run_dir, python=self.python, supervisor=self.supervisor)
+
+    async def stop(self, *, grace: float = STOP_GRACE_SECONDS, kill: bool = False) -> Stop:
+        """See `runs.stop`."""
+        return await runs.stop(
+            self.transport, self.run_dir, grace=grace, kill=kill, python=self.python, supervisor=self.supervisor
+        )
+
+    def follower(self, run: str) -> Follower:
+        """Follows the run of this uuid from its beginning."""
+        return Follower(self.transport, self.run_dir, run, python=self.python, supervisor=self.supervisor)
+
+
+class Reach:
+    """The ways to all hosts of one process: one connection a host, made when it is first needed.
+
+    Args:
+        environ: where the hosts' file and SSH's own things are found, and what the hosts' `env` may pass on.
+    """
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self.environ = environ
+        self._transports: dict[str, Transport] = {}
+
+    def transport(self, name: str) -> Transport:
+        """The way to a host by its name.
+
+        Raises:
+            ConfigError: hosts.yaml is wrong, or this can be no host's name.
+        """
+        if name not in self._transports:
+            from dispatch.ssh import SSHTransport
+
+            self._transports[name] = SSHTransport(self.host(name), self.environ)
+        return self._transports[name]
+
+    def place(self, run_dir: RunDir) -> Place:
+        """Where a run is; for one of another host, with its stream kept here as it is read.
+
+        Raises:
+            ConfigError: see `transport`.
+            RunError: the copy of its stream cannot be opened.
+        """
+        remote = run_dir.manifest.remote
+        if remote is None:
+            return Place(LocalTransport(), str(run_dir.path))
+        transport = MirroredTransport(self.transport(remote.host), remote.run_dir, run_dir.path)
+        return place_there(transport, remote.run_dir, remote.python, remote.engine, self.passed_on(remote.host))
+
+    def host(self, name: str) -> Host:
+        """What hosts.yaml says of a host.
+
+        Raises:
+            ConfigError: see `transport`.
+        """
+        from dispatch.hosts import load_hosts
+
+        return load_hosts(self.environ).named(name)
+
+    def passed_on(self, name: str) -> dict[str, str]:
+        """The variables of this process that a host's `env` names."""
+        host = self.host(name)
+        passed = {variable: self.environ[variable] for variable in host.env if variable in self.environ}
+        return passed | ({} if host.gpu is None else {"CUDA_VISIBLE_DEVICES": str(host.gpu)})
+
+    async def __aenter__(self) -> Reach:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends all connections; what runs on the hosts goes on."""
+        for transport in self._transports.values():
+            close = getattr(transport, "close", None)
+            if close is not None:
+                await close()
+        self._transports.clear()
+
+
+def place_there(
+    transport: Transport, run_dir: str, python: str, engine: str, environment: Mapping[str, str] | None = None
+) -> Place:
+    """A run's place on a host that has an engine bundle instead of this installation.
+
+    Args:
+        transport: reaches the host.
+        run_dir: the run's directory there.
+        python: the Python there that has what the engine needs.
+        engine: the bundle's directory there.
+        environment: more variables for the trainer.
+    """
+    supervisor = str(PurePosixPath(engine, "dispatch", "supervisor.py"))
+    command: Sequence[str] = (python, "-P", "-m", "engine", run_dir)
+    return Place(
+        transport, run_dir, python, (supervisor,), {**(environment or {}), "PYTHONPATH": engine}, tuple(command)
+    )
+
+
+async def collect(place: Place, run_dir: RunDir) -> None:
+    """Brings the small files of an ended run here; the exit record last, for it says that the rest is there.
+
+    Raises:
+        TransportError: the host cannot be reached.
+        RunError: a file cannot be written here, or is too large to be one of these.
+    """
+    if place.local:
+        return
+    for name in LATE_FILES:
+        try:
+            data = await _whole(place.transport, f"{place.run_dir}/{name}")
+        except MissingFile:
+            continue
+        path = run_dir.path / name
+        try:
+            write_atomic(path, data)
+        except OSError as error:
+            raise RunError(f"{path}: {error.strerror}", expected="room to keep what the run left") from None
+
+
+async def _whole(transport: Transport, path: str) -> bytes:
+    data = b""
+    while piece := await transport.read(path, len(data), PIECE_BYTES):
+        data += piece
+        if len(data) > MAX_FILE_BYTES:
+            raise RunError(f"{transport.host}: {path}: more than {MAX_FILE_BYTES:,} bytes", expected="a run's log")
+    return data
