@@ -14,9 +14,7 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
 
 soak: $(VENV)/installed-test
-	mkdir -p build/soak && rm -rf build/soak/* && mkdir build/soak/kills
-	$(BIN)/python tests/faults/checkpoint_kills.py random build/soak/kills 200 1
-	KDCONSOLE_TEST_KILLS=20 $(BIN)/python -m pytest tests/faults/test_resume.py --timeout 900
+	$(BIN)/python tests/faults/harness.py --kills 200 --command-kills 20
 
 check: lint types contracts
 

@@ -1,10 +1,14 @@
 """What the dashboard costs the machine it runs on.
 
-    python bench/console.py [chart] [live] [--points 1000,10000,50000,500000] [--repeats 7] [--json]
+    python bench/console.py [chart] [live] [start] [open] [ingest] [memory] [--repeats 7] [--json]
+
+Needs the `bench` and `test` extras, a checkout, and Linux. Without a part named, all are measured, each in a process of
+its own. What is compared takes turns, one repeat each, so that a busy machine weighs on all of it alike. First the
+machine and the versions are printed, then a table for each part.
 
 chart: one redraw after one more step, in 120 x 30 cells: the new data is given to the widget, it draws, and all its
-lines are rendered to Textual strips, as they are before the terminal sees them. CPU time of the process, median of the
-repeats; the widgets take turns, one repeat each. All run in the same headless app.
+lines are rendered to Textual strips, as they are before the terminal sees them. CPU time of the process; the ratio is
+that of the medians. All run in the same headless app.
 - kdconsole draws three curves (total with its envelope and moving average, ce, kd), axes and legend. `zoom` is the same
   after the window changed, so that no column is the one before; `open` is the first picture of a run, with everything
   that is kept for later ones.
@@ -16,6 +20,17 @@ live: four charts of 50,000 steps side by side in 200 x 60 cells, one more step 
 seconds: CPU time of the whole headless app, Textual's own work and the terminal's bytes included, as percent of one
 core. `idle` is the same app when nothing arrives.
 
+start: from the start of the process to the first picture on a pseudo-terminal of 120 x 40 cells, in an empty directory;
+and to the end of `--version`. Beside it the least that Python and Textual take, and Harlequin where it is installed.
+
+open: an ended run of 50,000 steps, from Enter in the list of runs, or from the start of `kdconsole attach`, to the
+picture with its last step on a pseudo-terminal; and the reading of its directory alone.
+
+ingest: events a second, in CPU time, from a stream's file to the state that panes are drawn from.
+
+memory: growth of resident memory while the events of a run of `--hours` hours at ten a second are folded, a second's
+events at a time.
+
 Losses are made up, the same in every run: a falling curve with noise and one spike.
 """
 
@@ -25,16 +40,20 @@ import argparse
 import asyncio
 import gc
 import json
+import os
+import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import console_runs
 import numpy as np
 from textual.app import App, ComposeResult
 from textual.containers import Grid
@@ -161,8 +180,7 @@ def textual_plot() -> Made:
     return chart, {"textual-plot": more}
 
 
-async def chart_rows(options: argparse.Namespace) -> list[Row]:
-    """Redraws, widget by widget and size by size."""
+async def _chart_rows(options: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     for points in options.points:
         makers = [ours] if points > options.most else [ours, plotext, textual_plot]
@@ -187,40 +205,66 @@ async def chart_rows(options: argparse.Namespace) -> list[Row]:
             await context.__aexit__(None, None, None)
         base = statistics.median(seen["kdconsole"])
         for name, times in seen.items():
-            median = statistics.median(times)
-            rows.append({"points": points, "chart": name, "cpu_seconds": median, "ratio": median / base})
+            best, median = min(times), statistics.median(times)
+            rows.append({"points": points, "chart": name, "best_seconds": best, "median_seconds": median,
+                         "ratio": median / base})  # fmt: skip
     return rows
 
 
-async def live_rows(options: argparse.Namespace) -> list[Row]:
-    """Four charts while their runs go on, and while they do not."""
+def chart_rows(options: argparse.Namespace) -> list[Row]:
+    """Redraws, widget by widget and size by size."""
+    return asyncio.run(_chart_rows(options))
+
+
+async def _live_rows(options: argparse.Namespace) -> list[Row]:
     runs = [Steps(LIVE_POINTS, seed) for seed in range(4)]
     charts = [LossChart(fps=LIVE_HERTZ) for _ in runs]
     app = Bench(*charts)
-    rows: list[Row] = []
+    shares: dict[str, list[float]] = {"live": [], "idle": []}
     async with app.run_test(size=WALL) as pilot:
         for chart, run in zip(charts, runs, strict=True):
             chart.show(run.make(1))
         await pilot.pause()
-        for name, arrives in (("live", 1), ("idle", 0)):
+        for name in ["live", "idle"] * options.rounds:
             await asyncio.sleep(0.5)
             cpu, begin = time.process_time(), time.perf_counter()
             for tick in range(options.seconds * LIVE_HERTZ):
                 for chart, run in zip(charts, runs, strict=True):
-                    if arrives:
+                    if name == "live":
                         chart.show(run.make(1))
                 await asyncio.sleep(max(0.0, begin + (tick + 1) / LIVE_HERTZ - time.perf_counter()))
-            share = (time.process_time() - cpu) / (time.perf_counter() - begin)
-            rows.append({"charts": name, "core_percent": 100 * share})
-    return rows
+            shares[name].append(100 * (time.process_time() - cpu) / (time.perf_counter() - begin))
+    return [{"charts": name, "best": min(seen), "median": statistics.median(seen)} for name, seen in shares.items()]
 
 
-PARTS = {"chart": chart_rows, "live": live_rows}
-COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
-    "chart": (("points", "points", ",d"), ("chart", "redraw", ""), ("ms", "CPU ms", ".2f"), ("ratio", "ratio", ",.1f")),
-    "live": (("charts", "four charts", ""), ("core_percent", "% of a core", ".1f")),
+def live_rows(options: argparse.Namespace) -> list[Row]:
+    """Four charts while their runs go on, and while they do not."""
+    return asyncio.run(_live_rows(options))
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
+    "chart": chart_rows,
+    "live": live_rows,
+    "start": console_runs.start_rows,
+    "open": console_runs.open_rows,
+    "ingest": console_runs.ingest_rows,
+    "memory": console_runs.memory_rows,
 }
-"""Of each part's table: key of a row, heading, format."""
+_TIMES = ("best_seconds", "best ms", ".1f"), ("median_seconds", "median ms", ".1f")
+COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "chart": (("points", "points", ",d"), ("chart", "redraw", ""), ("best_seconds", "best CPU ms", ".2f"),
+              ("median_seconds", "median CPU ms", ".2f"), ("ratio", "ratio", ",.1f")),
+    "live": (("charts", "four charts", ""), ("best", "best % of a core", ".1f"),
+             ("median", "median % of a core", ".1f")),
+    "start": (("what", "", ""), ("program", "program", ""), *_TIMES, ("ratio", "ratio", ".2f")),
+    "open": (("opened", "50,000 steps", ""), *_TIMES),
+    "ingest": (("events", "events", ""), ("best", "best a second", ",.0f"), ("median", "median a second", ",.0f"),
+               ("ratio", "ratio", ".2f")),
+    "memory": (("stream", "stream", ""), ("events", "events", ",d"), ("steps", "steps", ",d"),
+               ("growth_mib", "growth MiB", ",.1f"), ("second_half_mib", "of it in the second half", ",.1f"),
+               ("bytes_per_event", "bytes an event", ",.1f"), ("peak_mib", "peak MiB", ",.0f")),
+}  # fmt: skip
+"""Of each part's table: key of a row, heading, format; seconds are shown as milliseconds."""
 
 
 def table(part: str, rows: list[Row]) -> str:
@@ -229,19 +273,39 @@ def table(part: str, rows: list[Row]) -> str:
     lines = [f"| {' | '.join(heading for _, heading, _ in columns)} |"]
     lines.append(f"|{'|'.join(' --- ' if not form else ' ---: ' for _, _, form in columns)}|")
     for row in rows:
-        shown = row | {"ms": 1_000 * row.get("cpu_seconds", 0.0)}
+        shown = {key: value * 1_000 if key.endswith("_seconds") else value for key, value in row.items()}
         lines.append(f"| {' | '.join(format(shown[key], form) for key, _, form in columns)} |")
     return "\n".join(lines)
 
 
+def machine() -> Row:
+    """What it was measured on, and with which versions."""
+    model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), platform.machine())  # fmt: skip
+    found: Row = {"cpu": model, "cores": len(os.sched_getaffinity(0)), "load": round(os.getloadavg()[0], 1)}
+    for name in ("textual", "numpy", "msgspec", "textual-plotext", "plotext", "textual-plot", "harlequin"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found | {"python": platform.python_version(), "system": platform.system()}
+
+
 def main() -> None:
     """Prints the tables, or one JSON document."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)} (all)")
-    parser.add_argument("--points", default="1000,10000,50000,500000", help="steps of a run (%(default)s)")
-    parser.add_argument("--most", type=int, default=500_000, help="most points given to other charts (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="measured redraws of each (%(default)s)")
-    parser.add_argument("--seconds", type=int, default=10, help="how long the live charts are watched (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="%(prog)s [PART ...] [options]"
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all)")
+    parser.add_argument("--points", default="1000,10000,50000,500000", help="chart: steps of a run (%(default)s)")
+    parser.add_argument("--most", type=int, default=500_000, help="chart: most points for the others (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=7, help="of each measurement (%(default)s)")
+    parser.add_argument("--seconds", type=int, default=10, help="live: length of a round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="live: rounds (%(default)s)")
+    parser.add_argument("--steps", type=int, default=50_000, help="open: steps of the run (%(default)s)")
+    parser.add_argument("--events", type=int, default=200_000, help="ingest: steps in the stream (%(default)s)")
+    parser.add_argument("--hours", type=float, default=50.0, help="memory: length of the run (%(default)s)")
+    parser.add_argument("--harlequin", default="harlequin", help="start: its command (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of tables")
     parser.add_argument("--serve", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -249,16 +313,18 @@ def main() -> None:
         parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(PARTS)}")
     if options.serve:
         options.points = [int(points) for points in options.points.split(",")]
-        print(json.dumps(asyncio.run(PARTS[options.serve](options))))
+        print(json.dumps(PARTS[options.serve](options)))
         return
-    results: dict[str, list[Row]] = {}
+    results: Row = {"machine": machine()}
+    if not options.json:
+        print("; ".join(f"{name} {value}" for name, value in results["machine"].items()), end="\n\n", flush=True)
+    given = [each for each in sys.argv[1:] if each not in PARTS and each != "--json"]
     for part in options.parts or PARTS:
         # A process each: what one part imports must not weigh on another.
-        command = [sys.executable, __file__, f"--serve={part}", f"--points={options.points}", f"--most={options.most}"]
-        command += [f"--repeats={options.repeats}", f"--seconds={options.seconds}"]
-        results[part] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        command = [sys.executable, __file__, f"--serve={part}", *given]
+        results[part] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         if not options.json:
-            print(f"{table(part, results[part])}\n", flush=True)
+            print(f"{part}\n\n{table(part, results[part])}\n", flush=True)
     if options.json:
         print(json.dumps(results))
 

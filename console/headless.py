@@ -52,7 +52,7 @@ async def _run(job: Job, narrator: Narrator) -> Result | None:
         run_dir = await launch.make(job, reach, narrator.say)
         narrator.say(f"run {run_dir.id} in {run_dir.path}")
         budget = job.config.smoke.budget_seconds if job.config.mode == "smoke" else None
-        place = reach.place(run_dir)
+        place = reach.place(run_dir, keep=True)
         # From before the launch on, so that no Ctrl-C ends the console and leaves behind a run that it just started.
         with _interrupts() as interrupt:
             await place.launch(gpu=launch.wants_gpu(job.config))
@@ -66,9 +66,9 @@ async def _resume(run_dir: runs.RunDir, allow_changed: Sequence[str], narrator: 
     events = run_dir.path / "events.jsonl"
     past = events.stat().st_size if events.exists() else 0
     async with Reach() as reach:
-        place = reach.place(run_dir)
         with _interrupts() as interrupt:
-            await launch.start_again(run_dir, allow_changed, place)
+            await launch.start_again(run_dir, allow_changed, reach.place(run_dir))
+            place = reach.place(run_dir, keep=True)
             launched = time.monotonic() - started
             return await _follow_run(run_dir, place, narrator, interrupt, False, None, launched, past)
 
@@ -76,7 +76,7 @@ async def _resume(run_dir: runs.RunDir, allow_changed: Sequence[str], narrator: 
 async def _attach(run_dir: runs.RunDir, narrator: Narrator) -> Result | None:
     async with Reach() as reach:
         with _interrupts() as interrupt:
-            return await _follow_run(run_dir, reach.place(run_dir), narrator, interrupt, False, None, 0.0)
+            return await _follow_run(run_dir, reach.place(run_dir, keep=True), narrator, interrupt, False, None, 0.0)
 
 
 async def _follow_run(

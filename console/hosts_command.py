@@ -267,7 +267,7 @@ def _key(key: Any) -> dict[str, str]:
 
 
 def _identity(given: str | None) -> str | None:
-    """A key file as hosts.yaml has it: from here it is a path of this directory, in the file it would be one of there."""
+    """A key file for hosts.yaml, where a relative path would start somewhere else than here."""
     if given is None or given.startswith("-"):
         return given  # refused by the schema
     path = Path(os.path.abspath(os.path.expanduser(given)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dispatch import runs
-from dispatch.manifest import Remote
+from dispatch.manifest import EXIT, SUMS, Remote
 from dispatch.places import Place, Reach
 from dispatch.supervisor import write_atomic
 from engine.config import RunConfig, load_config
@@ -176,3 +176,6 @@ async def start_again(run_dir: runs.RunDir, allow_changed: Sequence[str], place:
 
         await put(place.transport, run_dir.path / RESUME, f"{place.run_dir}/{RESUME}", python=place.python)
     await place.launch(gpu=wants_gpu(config), again=True)
+    if not place.local:  # there the supervisor has put them aside
+        for name in (EXIT, SUMS):
+            (run_dir.path / name).unlink(missing_ok=True)

@@ -40,6 +40,7 @@ MAX_MESSAGE_BYTES = 1 << 20
 MAX_COLUMNS, MAX_ROWS = 500, 300
 GRACE_SECONDS = 20.0
 """So long an app may take to leave, a run that it is just starting included; then it is killed, and the run is not."""
+KILL_SECONDS = 5.0
 LOOPBACK = ("127.0.0.1", "::1")
 
 _STATIC = Path(textual_serve.__file__).with_name("static")
@@ -160,7 +161,8 @@ class Page(AppService):
         # What it started, such as the supervisor of a run, has a session of its own and goes on.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), KILL_SECONDS)
 
 
 class Pages:

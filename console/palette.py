@@ -35,6 +35,7 @@ RUNS = {
     "RUNNING": Mark("▶", "RUNNING", "bold $primary"),
     "STALLED": Mark("⚠", "STALLED", "bold $warning"),
     "UNREACHABLE": Mark("⌁", "UNREACHABLE", "bold $warning"),
+    "UNASKED": Mark("◇", "UNASKED", "$text-muted"),
     "COMPLETED": Mark("■", "COMPLETED", "$success"),
     "FAILED": Mark("✘", "FAILED", "bold $error"),
     "STOPPED": Mark("◼", "STOPPED", "$warning"),

@@ -94,23 +94,38 @@ def runs_command(as_json: bool, evidence: Path) -> None:
     """List the runs in the evidence directory, newest first."""
     import asyncio
 
+    from console.run_files import read_exit
     from dispatch import runs
-    from dispatch.transport import LocalTransport
+    from dispatch.places import Reach
+    from dispatch.transport import TransportError
 
     async def states() -> list[tuple[runs.RunDir, str, str]]:
         rows: list[tuple[runs.RunDir, str, str]] = []
-        for each in runs.find_runs(evidence):
-            told = await runs.status(LocalTransport(), each.path)
-            rows.append((each, told.state, told.exit.describe() if told.exit else ""))
+        silent: dict[str, str] = {}
+        async with Reach() as reach:
+            for each in runs.find_runs(evidence):
+                where = each.manifest.where
+                try:
+                    if each.manifest.remote is not None and (ended := read_exit(each.path)) is not None:
+                        rows.append((each, "ended", ended.describe()))
+                        continue
+                    if where in silent:
+                        raise TransportError(silent[where])
+                    told = await reach.place(each).status()
+                    rows.append((each, told.state, told.exit.describe() if told.exit else ""))
+                except TransportError as error:
+                    silent[where] = str(error)  # asked once, not once a run
+                    rows.append((each, "unknown", str(error)))
         return rows
 
     rows = asyncio.run(states())
     if as_json:
-        keys = ("id", "mode", "created", "state", "exit")
-        listed = [dict(zip(keys, (r.id, r.manifest.mode, r.manifest.created, s, e), strict=True)) for r, s, e in rows]
+        keys = ("id", "mode", "created", "host", "state", "exit")
+        columns = [(r.id, r.manifest.mode, r.manifest.created, r.manifest.where, s, e) for r, s, e in rows]
+        listed = [dict(zip(keys, row, strict=True)) for row in columns]
         click.echo(json.dumps({"schema": "kdconsole.runs/1", "runs": listed}, indent=2))
         return
     for each, state, how in rows:
-        click.echo(f"{each.id}  {each.manifest.created}  {state:8}  {how}")
+        click.echo(f"{each.id}  {each.manifest.created}  {each.manifest.where}  {state:8}  {how}")
     if not rows:
         click.echo(f"no runs in {evidence}; kdconsole --headless smoke makes one", err=True)

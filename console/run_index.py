@@ -13,7 +13,7 @@ from console.outlook import SILENCE_SECONDS, outlook, verdict_counts
 from console.run_files import host_state, read_exit, read_manifest
 from console.run_reader import LoadedRun, RunReader, load_run, read_ends
 from console.view import Link, View
-from dispatch.manifest import EVENTS, EXIT, MANIFEST, Manifest
+from dispatch.manifest import EVENTS, EXIT, MANIFEST, Manifest, Remote
 from dispatch.manifest import RunState as HostState
 from engine.errors import ExitCode, RunError, StreamError
 from engine.falsifiers import exit_code_of
@@ -26,7 +26,9 @@ UNREADABLE = "UNREADABLE"
 """The status of a directory that is no whole run: neither good nor bad, and worth a look."""
 NEVER_STARTED_SECONDS = 120.0
 """From then on a run directory whose run was not started counts as one that nobody will start."""
-LIVE = ("STALLED", "RUNNING", "STARTING")
+UNASKED = "UNASKED"
+"""The status of a run on another host, which the list of runs does not ask."""
+LIVE = ("STALLED", "RUNNING", "STARTING", UNASKED)
 BATCH = 50
 """Directories that are looked at between two chances to show them."""
 
@@ -224,6 +226,8 @@ def _quick_row(path: Path, now: float) -> Row:
         return replace(row, status=end.status, reason=end.reason)
     if record is not None:
         return replace(row, status="CRASHED", reason=f"the run ended without an end event: {record.describe()}")
+    if manifest.remote is not None:
+        return replace(row, status=UNASKED, reason=_elsewhere(manifest.remote))
     return _with_host_state(row, state, now, heard=bool(events))
 
 
@@ -239,12 +243,16 @@ def _with_host_state(row: Row, state: HostState, now: float, *, heard: bool) -> 
     return replace(row, status="RUNNING" if row.device else "STARTING")
 
 
+def _elsewhere(remote: Remote) -> str:
+    return f"on {remote.host}, which was not asked; open it to follow it"
+
+
 def _with_manifest(row: Row, manifest: Manifest) -> Row:
     return replace(
         row,
         name=manifest.name or "",
         mode=manifest.mode,
-        host=manifest.host.hostname,
+        host=manifest.where,
         created=manifest.created_unix,
         last_t=manifest.created_unix,
     )
@@ -292,6 +300,9 @@ def _exact_row(loaded: LoadedRun, now: float) -> Row:
     row = replace(row, verdicts=counts, failing=failing, last_t=_time(state.last_t, row))
     if loaded.problem:
         return replace(row, status=UNREADABLE, reason=loaded.problem)
+    remote = loaded.manifest.remote if loaded.manifest else None
+    if remote is not None and state.end is None and loaded.exit is None:
+        return replace(row, status=UNASKED, reason=_elsewhere(remote))
     if loaded.host_state == "starting" and not state.events:
         return _with_host_state(row, "starting", now, heard=False)
     told = outlook(view_of(loaded, now))
@@ -332,7 +343,7 @@ def find_smoke(
             record = read_exit(path)
         except RunError:
             continue
-        same = manifest.gate_fingerprint == gate_fingerprint and manifest.host.hostname == host
+        same = manifest.gate_fingerprint == gate_fingerprint and manifest.where == host
         if manifest.mode == "smoke" and same and record is not None and record.exit_code == ExitCode.OK:
             candidates.append((manifest.created_unix, path))
     for _, path in sorted(candidates, reverse=True):

@@ -421,6 +421,7 @@ def op_receive(request: Answer, source: Input) -> Answer:
     if place is not None:
         return _receive_tree(root, files, whole(place), source)
     (name, size, expected), *_ = files
+    parts_of(name)
     make_directories(root)
 
     def open_part() -> int:
@@ -446,6 +447,11 @@ def op_receive(request: Answer, source: Input) -> Answer:
         with parent_of(root, name) as (directory, _last):
             sync_directory(directory)
         return {"present": False, "sha256": digest, "size": size}
+    except BaseException:
+        if os.fstat(part).st_size == 0:
+            with contextlib.suppress(OSError), parent_of(root, name) as (directory, last):
+                os.unlink(last + PART, dir_fd=directory)
+        raise
     finally:
         os.close(part)
 
@@ -515,6 +521,8 @@ def _commit(root: str, name: str, part: int, digest: str, expected: str | None, 
 def _receive_tree(root: str, files: list[Any], place: str, source: Input) -> Answer:
     if not 0 < len(files) <= MAX_FILES:
         raise Refused("no files, or too many")
+    for name, _, _ in files:
+        parts_of(name)
     if os.path.dirname(root) != os.path.dirname(place) or root == place:
         raise Refused(f"{root}: cannot become {place}")
     if present(place, files):

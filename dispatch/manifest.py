@@ -145,6 +145,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     remote: Remote | None = None
     """Where it runs, if not on the machine that this directory is on."""
 
+    @property
+    def where(self) -> str:
+        """The host that it runs on, as the operator knows it."""
+        return self.remote.host if self.remote else self.host.hostname
+
 
 def host_facts() -> Host:
     """The facts of this machine; nothing is spawned and nothing imported for them."""

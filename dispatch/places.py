@@ -103,17 +103,21 @@ class Reach:
             self._transports[name] = SSHTransport(self.host(name), self.environ)
         return self._transports[name]
 
-    def place(self, run_dir: RunDir) -> Place:
-        """Where a run is; for one of another host, with its stream kept here as it is read.
+    def place(self, run_dir: RunDir, *, keep: bool = False) -> Place:
+        """Where a run is; with `keep`, the stream of one on another host is kept here as it is read.
+
+        With `keep`, one that has ended and was brought here whole is here: its host need not be there any more.
 
         Raises:
             ConfigError: see `transport`.
             RunError: the copy of its stream cannot be opened.
         """
         remote = run_dir.manifest.remote
-        if remote is None:
+        if remote is None or (keep and (run_dir.path / EXIT).is_file()):
             return Place(LocalTransport(), str(run_dir.path))
-        transport = MirroredTransport(self.transport(remote.host), remote.run_dir, run_dir.path)
+        transport = self.transport(remote.host)
+        if keep:
+            transport = MirroredTransport(transport, remote.run_dir, run_dir.path)
         return place_there(transport, remote.run_dir, remote.python, remote.engine, self.passed_on(remote.host))
 
     def host(self, name: str) -> Host:

@@ -249,9 +249,10 @@ async def _with_agent(keys: Keys) -> AsyncIterator[list[asyncssh.SSHKeyPair]]:
 
 
 def _denied(who: str, hop: Hop, error: BaseException) -> HostRefusal:
+    login = clean(f"{hop.user}@{hop.name}", 300)
     return HostRefusal(
         f"{who}: the host lets {clean(hop.user, 100)} not in with {hop.keys.tried}: {reason(error)}",
-        do=f"see whether `ssh -v -p {hop.address.port} {clean(f'{hop.user}@{hop.name}', 300)}` gets in; set `user` and `identity` in hosts.yaml",
+        do=f"see whether `ssh -v -p {hop.address.port} {login}` gets in; set `user` and `identity` in hosts.yaml",
     )
 
 

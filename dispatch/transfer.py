@@ -631,6 +631,6 @@ async def _contents(talk: Conversation, source: Source, start: int, digest: Any)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or after.st_size != source.size:
         raise changed
     if source.sha256 is not None and found != source.sha256:
-        raise changed
+        raise TransferError(f"{clean(str(source.path), 300)}: has SHA-256 {found}", expected=clean(source.sha256, 100))
     await talk.send(digest.digest())
     return found

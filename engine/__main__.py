@@ -21,7 +21,7 @@ from engine.config import RunConfig, load_config
 from engine.errors import ExitCode, KdError
 from engine.falsifiers import FIRST_PHASE, parse_contract
 from engine.recorder import Recorder
-from engine.stop import StopRequest
+from engine.stop import StopNow, StopRequest
 from engine.stream import End
 
 _GRACE_SECONDS = 2.0
@@ -61,6 +61,9 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         with contextlib.suppress(OSError):  # standard error is a file on the same disk
             print(f"error: {run_dir / 'events.jsonl'}: {error}", file=sys.stderr)
+    if "engine.trainer" not in sys.modules:
+        sys.stdout.flush()
+        os._exit(end.exit_code)  # half of torch is loaded: it is not to be trusted to clean up
     return end.exit_code
 
 
@@ -74,9 +77,12 @@ def _train(
         return End(status=status, reason=reason, exit_code=code, steps=recorder.step, seconds=seconds)
 
     try:
-        from engine.trainer import Trainer  # imports torch
+        with stop.raising():
+            from engine.trainer import Trainer  # imports torch
 
         return Trainer(config, run_dir, recorder, stop, started, contract_digest).run()
+    except StopNow:
+        return ended("STOPPED", f"{stop.signal} in phase {recorder.phase}", ExitCode.INTERRUPTED)
     except KdError as error:
         return ended("FAILED", str(error), error.exit_code)
     except MemoryError:

@@ -49,6 +49,7 @@ INITIAL_WEIGHTS = "initial_weights"
 
 _CHUNK_BYTES = 8 << 20
 _MARGIN_BYTES = 4 << 20
+_JOIN_SECONDS = 0.2
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LEFTOVER = re.compile(r"\.ckpt-step-[0-9]{6,18}\.(partial|removed)")
 
@@ -203,7 +204,8 @@ class Checkpoints:
     def drain(self) -> None:
         """Waits until nothing is being written."""
         if self._thread is not None:
-            self._thread.join()
+            while self._thread.is_alive():  # in turns: without an end it would not hear of another thread's signal
+                self._thread.join(_JOIN_SECONDS)
             self._thread = None
 
     def _write(self, job: _Job) -> None:

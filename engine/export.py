@@ -107,7 +107,8 @@ def export(
         initial: `weights_digests` of the student before its first step.
         tokenizer_dir: where its tokenizer files are; None leaves them out.
         dtype: of the weights on disk.
-        poll: called often while the verification runs; may raise to stop, which leaves no model behind.
+        poll: called between the writes, and often while the verification runs; may raise to stop, which leaves no
+            model behind.
 
     Raises:
         RunError: the directory cannot be written.
@@ -117,6 +118,7 @@ def export(
         with _told(run_dir):
             discard(partial)
             _write(model, partial, provenance, tokenizer_dir, dtype)
+            poll()
             _write_reference(model, reference, tokenizer_dir, initial.get(dtype, ""), dtype)
         exported = Exported(partial, run_verification(partial, reference, poll))
         target = run_dir / ("model" if exported.ok else "model.rejected")

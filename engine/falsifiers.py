@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from fractions import Fraction
 
 from engine.contract import (
     LIMITS,
@@ -202,9 +203,10 @@ class Judge:
         if isinstance(f, Threshold) and state.values:
             self._hold(state, f, state.values[0])
         elif isinstance(f, Trend) and len(state.values) >= 2 * f.window:
-            first, last = (math.fsum(v) / f.window for v in (state.values[: f.window], state.values[-f.window :]))
+            first, last = (_mean(v) for v in (state.values[: f.window], state.values[-f.window :]))
             gain = first - last if f.direction == "falls" else last - first
-            holds = gain > 0 and gain >= abs(first) * f.by
+            # What is not finite is beyond everything, and still no trend.
+            holds = math.isfinite(first) and math.isfinite(last) and gain > 0 and gain >= abs(first) * f.by
             self._set(state, PASS if holds else FAIL, f"{_number(first)} to {_number(last)}")
         elif isinstance(f, Finite) and state.values:
             self._set(state, PASS, f"all finite to step {self._step}")
@@ -321,6 +323,16 @@ def _metrics(falsifier: Kind) -> Iterable[str]:
     if isinstance(falsifier, Present):
         return falsifier.metrics
     return falsifier.limits if isinstance(falsifier, AllAtMost) else ()
+
+
+def _mean(values: list[float]) -> float:
+    """The mean; NaN or infinite where a value is, and as good as exact however large finite values are."""
+    if not all(map(math.isfinite, values)):
+        return sum(values)
+    try:
+        return math.fsum(values) / len(values)
+    except OverflowError:  # the sum is no float any more; the mean is
+        return float(sum(map(Fraction, values)) / len(values))
 
 
 def _keep_extreme(values: list[float], value: float, over: str) -> None:

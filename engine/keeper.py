@@ -124,6 +124,11 @@ class Keeper:
         self._saved_step = state.step
         return Totals.of(state), state.order
 
+    @property
+    def last_error(self) -> str | None:
+        """Why the newest state that was to be saved is not; None where it is, or is still being written."""
+        return self._checkpoints.last_error
+
     def kinds_due(self, step: int) -> list[Kind]:
         """Why the state after this step is to be saved by the calendar alone."""
         every = self._config.checkpoint.every_steps

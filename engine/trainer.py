@@ -81,9 +81,12 @@ class Trainer:
         try:
             return self._phases()
         except _Ended as ended:
+            reason = ended.reason
             if ended.status == "STOPPED":
                 self._save(["interrupt"], wait=True)
-            return self._end(ended.status, ended.reason, ended.exit_code)
+                if self.keeper is not None and (problem := self.keeper.last_error) is not None:
+                    reason += f"; step {self.totals.step:,} is not saved: {problem}"
+            return self._end(ended.status, reason, ended.exit_code)
         finally:
             if self.keeper is not None:
                 self.keeper.drain()

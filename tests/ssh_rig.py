@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import socket
@@ -12,7 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dispatch.hosts import Host
+import asyncssh
+
+from dispatch.hosts import VARIABLE, Host
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin:" + os.environ.get("PATH", ""))
 MISSING = None if SSHD else "no sshd on this machine: install OpenSSH's server"
@@ -28,6 +31,26 @@ class Rig:
     environ: dict[str, str]
     """HOME, where hosts.yaml and the trusted keys are, and nothing else of this machine's."""
     process: subprocess.Popen[bytes]
+    more: str = ""
+    """Lines of sshd_config that go before the others."""
+
+    @property
+    def home(self) -> Path:
+        return Path(self.environ["HOME"])
+
+    @property
+    def hosts_file(self) -> Path:
+        return Path(self.environ[VARIABLE])
+
+    @property
+    def key(self) -> asyncssh.SSHKey:
+        """The host key, as a file of the host has it."""
+        return asyncssh.read_public_key(str(self.directory / "host_key.pub"))
+
+    @property
+    def log(self) -> str:
+        """What sshd said until now."""
+        return (self.directory / "sshd.log").read_text(errors="replace")
 
     @property
     def host(self) -> Host:
@@ -35,9 +58,25 @@ class Rig:
             "gx10", address="127.0.0.1", port=self.port, identity=self.identity, run_dir=str(self.directory / "base")
         )
 
+    def seen_from(self, home: Path) -> Rig:
+        """The same host for somebody else, who knows nobody yet."""
+        return dataclasses.replace(self, environ=_environ(home))
+
+    def trusted(self) -> Rig:
+        """The same host, whose key is trusted."""
+        self.hosts_file.parent.mkdir(parents=True, exist_ok=True)
+        public = (self.directory / "host_key.pub").read_text()
+        with (self.hosts_file.parent / "known_hosts").open("a") as file:
+            file.write(f"[127.0.0.1]:{self.port} {public}")
+        return self
+
+    def configure(self, text: str) -> None:
+        """Writes the ssh_config of whoever uses it."""
+        (self.home / ".ssh" / "config").write_text(text)
+
     def restart(self) -> None:
         """Starts it again, on the same port with the keys that are there now."""
-        self.process = _start(self.directory, self.port)
+        self.process = _start(self.directory, self.port, self.more)
 
     def end(self) -> None:
         """Ends sshd and every session of it."""
@@ -50,43 +89,59 @@ class Rig:
 
 
 @contextlib.contextmanager
-def running_sshd(directory: Path) -> Iterator[Rig]:
-    """An sshd in a directory of its own."""
-    home = directory / "home"
-    (home / ".ssh").mkdir(parents=True)
+def running_sshd(directory: Path, more: str = "") -> Iterator[Rig]:
+    """An sshd in a directory of its own.
+
+    Args:
+        directory: is made.
+        more: lines for sshd_config; what they say goes before what stands there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
     for name in ("host_key", "user_key"):
         make_key(directory / name)
     shutil.copy(directory / "user_key.pub", directory / "authorized_keys")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environ = {
-        "HOME": str(home),
-        "PATH": os.environ["PATH"],
-        "LANG": "C.UTF-8",
-        "KDCONSOLE_HOSTS": str(home / "kd" / "hosts.yaml"),
-    }
-    rig = Rig(port, directory / "user_key", directory, environ, _start(directory, port))
+    rig = Rig(
+        port,
+        directory / "user_key",
+        directory,
+        _environ(directory / "home"),
+        _start(directory, port, more),
+        more,
+    )
     try:
         yield rig
     finally:
         rig.end()
 
 
-def make_key(path: Path) -> None:
+def _environ(home: Path) -> dict[str, str]:
+    (home / ".ssh").mkdir(parents=True, mode=0o700)
+    return {
+        "HOME": str(home),
+        "PATH": os.environ["PATH"],
+        "LANG": "C.UTF-8",
+        VARIABLE: str(home / "kd" / "hosts.yaml"),
+    }
+
+
+def make_key(path: Path, kind: str = "ed25519") -> None:
     """A new key pair in place of what is there."""
     for old in (path, path.with_suffix(".pub")):
         old.unlink(missing_ok=True)
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(path)], check=True)
 
 
-def _start(directory: Path, port: int) -> subprocess.Popen[bytes]:
+def _start(directory: Path, port: int, more: str) -> subprocess.Popen[bytes]:
     assert SSHD is not None, MISSING
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     config = directory / "sshd_config"
+    # With that SHLVL bash does not read this machine's .bashrc, which may take its time.
     config.write_text(
-        f"""
+        f"""{more}
 Port {port}
 ListenAddress 127.0.0.1
 HostKey {directory}/host_key
@@ -99,6 +154,7 @@ UsePAM no
 PidFile none
 Subsystem sftp internal-sftp
 MaxStartups 100
+SetEnv SHLVL=1
 """
     )
     with (directory / "sshd.log").open("ab") as log:

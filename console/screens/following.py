@@ -81,7 +81,7 @@ class FollowingScreen(GuardedScreen[None]):
     async def follow_run(self) -> None:
         """Follows the run to its end, through every loss of the way to it."""
         try:
-            self.place = self.app.reach.place(self.run_dir)
+            self.place = self.app.reach.place(self.run_dir, keep=True)
             watcher = await asyncio.to_thread(Watcher, self.run_dir, self.place)
         except KdError as error:
             self.post_message(Trouble(str(error)))
@@ -133,7 +133,7 @@ class FollowingScreen(GuardedScreen[None]):
         manifest = self.run_dir.manifest
         if manifest.mode == "smoke":
             return
-        found = find_smoke(self.app.evidence, manifest.gate_fingerprint, manifest.host.hostname, steps)
+        found = find_smoke(self.app.evidence, manifest.gate_fingerprint, manifest.where, steps)
         if found is not None:
             self.post_message(Learned(smoke_seconds=found))
 

@@ -29,6 +29,7 @@ MEANINGS = {
     "RUNNING": "alive, and making steps",
     "STALLED": "alive, or it was; nothing new for too long",
     "UNREACHABLE": "its host does not answer, so what it does is not known",
+    "UNASKED": "on another host, which was not asked since it was left; opening it asks",
     "COMPLETED": "came to its end",
     "FAILED": "ended by an error or a fatal verdict",
     "STOPPED": "stopped by an operator",

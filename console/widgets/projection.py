@@ -81,6 +81,8 @@ def elapsed(view: View) -> float:
     state = view.state
     if state.end is not None and (state.run is None or state.run.attempt == 1):
         return state.end.seconds
+    if not state.phases:
+        return max(0.0, state.last_t - state.first_t)
     spent = [0.0 if state.end is not None else max(0.0, host_now(view) - state.last_t)]
     for phase, then in zip(state.phases, (*state.phases[1:], None), strict=True):
         spent.append(phase.seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from textual.app import App
 from textual.pilot import Pilot
@@ -48,7 +49,7 @@ class DeskApp(App[None]):
         self.said.append(text)
 
 
-async def until(pilot: Pilot[None], condition: Callable[[], object], what: str = "") -> None:
+async def until(pilot: Pilot[Any], condition: Callable[[], object], what: str = "") -> None:
     """Lets the app work until something holds; fails after a while."""
     deadline = monotonic() + SECONDS
     while not condition():
@@ -57,12 +58,12 @@ async def until(pilot: Pilot[None], condition: Callable[[], object], what: str =
     await pilot.pause()
 
 
-def shown(app: App[None]) -> str:
+def shown(app: App[Any]) -> str:
     """What stands on the screen, as text."""
     return "\n".join(strip.text.rstrip() for strip in app.screen._compositor.render_strips())
 
 
-def line_with(app: App[None], text: str) -> str:
+def line_with(app: App[Any], text: str) -> str:
     """The one line of the screen that has a text in it."""
     found = [line for line in shown(app).splitlines() if text in line]
     assert len(found) == 1, f"{text!r} stands in {len(found)} lines of\n{shown(app)}"

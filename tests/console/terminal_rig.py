@@ -22,6 +22,11 @@ from tests.console_rig import ROOT
 SECONDS = 60.0
 
 
+def _take_terminal() -> None:
+    """Makes it the session's own, so that the kernel tells the process when it goes away; one system call, no more."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class Terminal:
     """A terminal with `kdconsole` in its foreground.
 
@@ -64,6 +69,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
+            preexec_fn=_take_terminal,  # noqa: PLW1509
         )
         os.close(slave)
         self._master = master
@@ -72,6 +78,11 @@ class Terminal:
     def shown(self) -> str:
         """What stands on the terminal now."""
         return "\n".join(line.rstrip() for line in self._emulator.display)
+
+    @property
+    def title(self) -> str:
+        """What its window is called."""
+        return str(self._emulator.title)
 
     def press(self, *keys: str) -> None:
         """Sends each of these as typed."""
@@ -86,6 +97,12 @@ class Terminal:
             if not self._read(0.1) and self.process.poll() is not None:
                 raise AssertionError(f"ended with {self.process.returncode} before {texts}\n{self.shown}")
         return self.shown
+
+    def still(self, quiet: float = 0.15) -> None:
+        """Reads until nothing has come for a moment; what waits for a thing that is not seen needs no more."""
+        deadline = time.monotonic() + SECONDS
+        while self._read(quiet):
+            assert time.monotonic() < deadline, f"it never rests\n{self.shown}"
 
     def _read(self, wait: float) -> bool:
         ready, _, _ = select.select([self._master], [], [], wait)

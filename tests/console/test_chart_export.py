@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import sys
+import types
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from console.chart.export import csv_lines, png, svg
+from console.chart.export import csv_lines, pictures, png, svg
 from console.chart.frame import Look
 from console.chart.model import RunLanes, many_runs
 from engine.errors import RunError
@@ -29,6 +30,7 @@ def texts(document: str) -> list[str]:
     return [element.text or "" for element in ElementTree.fromstring(document).iter(f"{SVG}text")]
 
 
+@settings(deadline=None)
 @given(st.lists(ANY, max_size=30))
 def test_numbers_come_back_from_csv_bit_for_bit(loss: list[float]) -> None:
     shown = plot(state(loss, ce=np.zeros(len(loss)), kd=np.ones(len(loss))))
@@ -81,6 +83,16 @@ def test_a_picture_has_axes_legend_marks_and_every_spike() -> None:
     assert len(ElementTree.fromstring(document).findall(f"{SVG}circle")) == 2
 
 
+def test_the_area_behind_a_smoothed_curve_reaches_up_to_every_spike() -> None:
+    loss = np.full(30_000, 4.0)
+    loss[9_000] = 9.0
+    document = svg(plot(state(loss, kd=np.zeros(30_000), ce=loss * 0 + 3)), Look(log=False, smoothing=0.99), "a run")
+    areas = [path for path in ElementTree.fromstring(document).iter(f"{SVG}path") if path.get("fill-opacity")]
+    assert len(areas) == 1
+    heights = [float(point.split()[1]) for point in (areas[0].get("d") or "").strip("MZ").split("L")]
+    assert max(heights) - min(heights) > 400
+
+
 def test_a_picture_of_a_hundred_thousand_interruptions_stays_small() -> None:
     loss = np.ones(200_000)
     loss[::2] = math.nan
@@ -99,6 +111,23 @@ def test_png_is_drawn_where_its_package_is_there_and_else_told_what_to_do(monkey
         pass
     else:
         assert png(document).startswith(b"\x89PNG\r\n\x1a\n")
+        assert list(pictures(plot(state([3.0, 2.0])), Look(), "x")) == [".svg", ".png"]
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(RunError, match="resvg_py is not installed"):
         png(document)
+    assert pictures(plot(state([3.0, 2.0])), Look(), "x") == {".svg": document}
+
+
+def test_a_package_that_draws_is_given_the_document_and_its_bytes_are_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+
+    def drawn(**arguments: object) -> list[int]:
+        given.update(arguments)
+        return list(b"\x89PNG")
+
+    package = types.ModuleType("resvg_py")
+    package.svg_to_bytes = drawn  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "resvg_py", package)
+    files = pictures(plot(state([3.0, 2.0])), Look(), "x")
+    assert files[".png"] == b"\x89PNG"
+    assert given["svg_string"] == files[".svg"]

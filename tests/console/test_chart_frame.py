@@ -22,7 +22,8 @@ RAW = Look(smoothing=0.0)
 
 
 def noisy(count: int) -> Floats:
-    return 4 + 0.1 * np.sin(np.arange(count) * 7.0)
+    found: Floats = 4 + 0.1 * np.sin(np.arange(count) * 7.0)
+    return found
 
 
 @settings(max_examples=150, deadline=None)
@@ -73,6 +74,7 @@ def test_a_spike_of_five_times_is_drawn_to_its_height() -> None:
     assert "↑" not in "".join(rows(frame))
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([4.0, math.nan, math.inf, -math.inf]), min_size=1, max_size=300))
 def test_values_that_are_not_finite_are_counted_exactly(loss: list[float]) -> None:
     frame = draw(plot(state(loss, ce=np.ones(len(loss)))), RAW, 120, 20)
@@ -127,7 +129,7 @@ def test_numbers_at_the_end_of_the_range_are_drawn(loss: list[float], log: bool,
 
 
 @given(
-    st.integers(0, 240), st.integers(0, 70), st.booleans(), st.integers(0, 40), st.sampled_from(["loss", "agreement"])
+    st.integers(0, 500), st.integers(0, 100), st.booleans(), st.integers(0, 40), st.sampled_from(["loss", "agreement"])
 )
 @settings(deadline=None)
 def test_it_is_drawn_in_every_size(width: int, height: int, log: bool, count: int, page: str) -> None:
@@ -148,9 +150,9 @@ def test_a_smoothed_curve_stands_over_its_own_envelope() -> None:
 
 def test_points_that_are_far_apart_are_joined_without_a_hole() -> None:
     frame = draw(plot(state([8.0, 2.0], kd=[0.0, 0.0], ce=[math.nan, math.nan])), RAW, *SIZE)
-    picture = np.array([[c not in " │┤" for c in line[frame.box.left :]] for line in rows(frame)[: frame.box.height]])
-    assert picture.any(axis=0).all()
-    assert picture.any(axis=1)[1:].all()
+    cells = [[c not in " │┤" for c in line[frame.box.left :]] for line in rows(frame)[: frame.box.height]]
+    assert all(map(any, zip(*cells, strict=True)))
+    assert all(map(any, cells[1:]))
 
 
 def test_missing_steps_leave_a_gap_that_is_marked_and_counted() -> None:
@@ -275,6 +277,38 @@ def test_names_wider_than_their_letters_do_not_push_the_legend_out_of_line() -> 
 
     assert cell_len(rows(frame)[-1]) == 60
     assert "数据蒸馏" in rows(frame)[-1]
+
+
+def test_a_narrow_legend_of_many_runs_tells_them_apart_and_keeps_the_alarm() -> None:
+    runs = []
+    for number, end in enumerate(("alpha-0.3", "alpha-0.5", "t-2")):
+        lanes, loss = RunLanes(), noisy(99)
+        loss[50] = math.nan
+        lanes.update(state(loss))
+        runs.append((f"coder-1.5b-to-0.5b-{end}", number, lanes))
+    legend = rows(draw(many_runs(runs, "loss"), RAW, 60, 10))[-1]
+    assert [part in legend for part in ("1 …alpha-", "2 …alpha-", "3 …t-2 ", "▲ 3")] == [True] * 4
+    wide = rows(draw(many_runs(runs, "loss"), RAW, 140, 10))[-1]
+    assert "coder-1.5b-to-0.5b-alpha-0.3" in wide
+    runs = [(f"{name}-and-a-long-one", number, lanes) for name, (_, number, lanes) in zip("abc", runs, strict=True)]
+    assert "▲ 3" in rows(draw(many_runs(runs, "loss"), RAW, 60, 10))[-1]
+
+
+@pytest.mark.parametrize("row", range(5_000, 5_800, 70))
+def test_a_spike_of_a_dashed_curve_is_seen_between_two_dashes_too(row: int) -> None:
+    kd = noisy(10_000)
+    kd[row] = 20.0
+    frame = draw(plot(state(np.full(10_000, 3.0), ce=np.full(10_000, 3.0), kd=kd)), RAW, *SIZE)
+    column = int(np.searchsorted(edges(*frame.window, 2 * frame.box.width)[:-1], row + 1.0, "right")) - 1
+    dot = math.floor(float(frame.scale.position(np.array([20.0]))[0]) * 4 * frame.box.height)
+    assert lit(frame, dot, column)
+
+
+def test_a_character_that_steers_a_terminal_never_gets_into_a_picture() -> None:
+    lanes = RunLanes()
+    lanes.update(state(noisy(10)))
+    frame = draw(many_runs([("a\x1b[31m\x07b", 0, lanes)], "loss"), RAW, 60, 10)
+    assert all(line.isprintable() for line in rows(frame))
 
 
 def test_the_cursor_stands_at_its_step_and_on_its_value() -> None:

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from console.chart.scale import fit, number
@@ -34,6 +34,7 @@ def told(label: str) -> float:
     return math.copysign(total + float(digits or 0), -1 if label.startswith("-") else 1)
 
 
+@settings(deadline=None)
 @given(VALUES, VALUES, st.booleans(), st.integers(1, 20))
 def test_labels_of_y_differ_rise_and_stand_where_their_number_is(one: float, two: float, log: bool, most: int) -> None:
     scale = fit(np.array([min(one, two)]), np.array([max(one, two)]), log)
@@ -48,6 +49,7 @@ def test_labels_of_y_differ_rise_and_stand_where_their_number_is(one: float, two
         assert at == pytest.approx(tick.at, abs=max(2e-3 * (scale.high - scale.low), 0.5 * (tick.at < -320)))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 20), min_size=1, max_size=30), st.booleans())
 def test_all_usual_values_are_between_the_edges(values: list[float], log: bool) -> None:
     column = np.array(values)
@@ -78,7 +80,9 @@ def test_what_is_not_above_zero_lies_below_a_logarithmic_axis() -> None:
     assert np.isnan(scale.position(np.array([math.nan]))[0])
 
 
-@given(st.floats(0, 1e9), st.floats(1e-2, 1e9), st.integers(4, 240), st.sampled_from(["step", "time"]))
+@settings(deadline=None)
+@example(-5_000.0, 10_000.0, 80, "time")
+@given(st.floats(-1e6, 1e9), st.floats(1e-2, 1e9), st.integers(4, 240), st.sampled_from(["step", "time"]))
 def test_labels_of_x_differ_do_not_touch_and_say_what_stands_there(
     low: float, span: float, width: int, axis: str
 ) -> None:
@@ -91,6 +95,7 @@ def test_labels_of_x_differ_do_not_touch_and_say_what_stands_there(
         assert told(tick.label) == pytest.approx(tick.at, rel=1e-6, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-3, 1e12))
 def test_the_window_of_a_growing_run_is_never_much_larger_than_the_run(span: float) -> None:
     assert span * (1 - 1e-12) <= round_span(span) <= span * 1.26

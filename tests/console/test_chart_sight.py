@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from console.chart import viewport
@@ -35,6 +35,7 @@ def said(sight: Sight, shown: Plot, of: RunState | None = None) -> list[str]:
     return readout(draw(shown, look, 80, 20), shown, look, None if of is None else of.steps)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(["in", "out", "left", "right", "follow", "axis", "cursor"]), st.integers(1, 9)))
 )
@@ -58,6 +59,7 @@ def test_no_move_leaves_what_there_is(moves: list[tuple[str, int]]) -> None:
         assert cursor is None or low - slack <= cursor <= high + slack
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0, 100), st.floats(1, 100), st.floats(0, 1), st.sampled_from([1, -1]))
 def test_a_zoom_keeps_what_is_under_the_pointer_there(
     share: float, low: float, width: float, begin: float, times: int

@@ -326,6 +326,7 @@ def test_the_last_checkpoint_in_a_phrase() -> None:
     run_started = events[:20]
     t = events[-1].t
     assert checkpoint_phrase(reduced(run_started)) == "no ckpt yet"
+    assert checkpoint_phrase(reduced(run_started), ended=True) == "no ckpt"
     assert checkpoint_phrase(reduced([*run_started, checkpoint(12_000, t=t)])) == "ckpt 12,000 verified"
     assert checkpoint_phrase(reduced([*run_started, failure(8_000, t=t)])) == "ckpt 8,000 FAILED, none before it"
     both = [*run_started, checkpoint(6_000, t=t), failure(8_000, t=t)]

@@ -5,15 +5,32 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
 from console import room as room_module
-from console.room import Free, Gpu, find_gpu, free_disk, free_memory, look, require_room, table
+from console.room import (
+    POOLS,
+    Free,
+    Gpu,
+    advice,
+    find_gpu,
+    free_disk,
+    free_memory,
+    look,
+    pool_of,
+    pools,
+    require_room,
+    shortage,
+    table,
+)
 from engine.config import RunConfig, load_config, template
 from engine.errors import ConfigError
+from engine.estimate import Pool, Row, Shortage
 
 ROOT = Path(__file__).parents[2]
 # As `cli.py` will have it; the subprocess shows what an operator sees, exit code included.
@@ -181,6 +198,42 @@ def test_too_little_room_is_refused_and_force_is_an_override(production: Path, t
     assert "✘ too little" in shown(tables[0])
     assert require_room(config, tmp_path, force=True, show=tables.append) == ["room"]
     assert len(tables) == 2
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ([], []),
+        (["device"], ["train.batch"]),
+        (["host"], ["train.batch"]),
+        (["disk"], ["--evidence"]),
+        (["disk", "host", "device"], ["train.batch", "--evidence"]),
+    ],
+)
+def test_the_advice_is_for_the_pools_that_are_short_and_for_no_other(where: list[Pool], told: list[str]) -> None:
+    said = advice(Shortage(where=each, needed=2, free=1) for each in where)
+    assert [word for word in ("train.batch", "--evidence") if word in said] == told
+    assert said.count("train.accumulation") <= 1
+
+
+@pytest.mark.parametrize("where", POOLS)
+def test_a_shortage_names_its_pool_and_both_figures(where: Pool) -> None:
+    told = shortage(Shortage(where=where, needed=5 << 30, free=3 << 29))
+    assert told == f"{POOLS[where]}: 5.00 GiB needed, 1.50 GiB free"
+
+
+def test_a_device_without_memory_of_its_own_is_counted_as_the_hosts(production: Path, tmp_path: Path) -> None:
+    room = look(resolved(production), tmp_path)
+    row = Row(name="gradients", bytes=1, where="device", how="")
+    assert [pool for pool, _, _ in pools(room)] == ["host", "disk"]
+    assert pool_of(room.estimate, row) == "memory"
+    apart = msgspec.structs.replace(room.estimate, shared=False)
+    assert [pool for pool, _, _ in pools(replace(room, estimate=apart))] == ["device", "host", "disk"]
+    assert pool_of(apart, row) == "GPU memory"
+
+
+def test_the_evidence_directorys_name_cannot_steer_the_terminal(production: Path, tmp_path: Path) -> None:
+    assert "\\x1b[2J\\u202e" in shown(table(look(resolved(production), tmp_path / "\x1b[2J\u202e")))
 
 
 def test_a_run_that_fits_shows_nothing_and_overrides_nothing(tmp_path: Path) -> None:

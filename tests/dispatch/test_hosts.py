@@ -412,7 +412,7 @@ def layouts(draw: st.DrawFn) -> str:
     return draw(st.sampled_from(["\n", "\r\n"])).join([*lines, *draw(st.sampled_from([[""], [], ["", ""]]))])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=layouts())
 def test_however_a_file_is_written_what_stood_there_stays_and_means_the_same(
     text: str, environ: dict[str, str]

@@ -167,6 +167,18 @@ def test_a_command_that_is_not_there_says_so(rig: Rig) -> None:
     assert b"/no/such/python" in done.stderr
 
 
+@pytest.mark.parametrize("greeting", ["echo welcome to gx10", "printf %s welcome"])
+def test_what_the_login_shell_says_first_is_no_output_of_the_command(tmp_path: Path, greeting: str) -> None:
+    with running_sshd(tmp_path / "host", f'ForceCommand {greeting}; eval "$SSH_ORIGINAL_COMMAND"') as rig:
+        assert on(rig.trusted(), lambda t: t.run(["printf", "%s", "out"])).stdout == b"out"
+
+
+def test_an_account_that_may_run_nothing_says_so(tmp_path: Path) -> None:
+    with running_sshd(tmp_path / "host", "ForceCommand echo 'This account is not available.'; exit 1") as rig:
+        with pytest.raises(TransportError, match=r"runs no commands: This account is not available\."):
+            on(rig.trusted(), lambda t: t.run(["true"]))
+
+
 def test_more_output_than_memory_should_hold_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dispatch.ssh.MAX_OUTPUT", 1 << 20)
     with pytest.raises(TransportError, match="more than 1 MiB of output"):

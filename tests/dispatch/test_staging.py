@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import importlib.metadata
 import json
 import os
 import random
@@ -23,6 +24,7 @@ from dispatch.bundle import engine_bundle, tree_hash
 from dispatch.local_hashes import LocalHashes
 from dispatch.ssh import SSHTransport
 from dispatch.staging import Staged, base_python, bootstrap, requirements, stage, stage_engine
+from dispatch.tool_client import HostToolError
 from dispatch.transfer import Progress
 from dispatch.transport import LocalTransport, Transport
 from engine.errors import ConfigError
@@ -201,12 +203,10 @@ def test_a_path_of_the_host_is_named_and_not_sent(sshd: Rig, tmp_path: Path) -> 
 
     assert over_ssh(sshd, scenario) == Staged(str(there), None, 0, 0)
     assert not (tmp_path / "base").exists()
-    for path, message in (
-        (f"gx10:{there}/nothing", "no such file or directory there"),
-        (f"other:{there}", "is on other, but the run goes to gx10"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            over_ssh(sshd, lambda transport, path=path: stage(transport, str(tmp_path / "base"), path))
+    with pytest.raises(ConfigError, match="no such file or directory there"):
+        over_ssh(sshd, lambda transport: stage(transport, str(tmp_path / "base"), f"gx10:{there}/nothing"))
+    with pytest.raises(ConfigError, match="is on other, but the run goes to gx10"):
+        over_ssh(sshd, lambda transport: stage(transport, str(tmp_path / "base"), f"other:{there}"))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_path_of_the_host_is_named_and_not_sent(sshd: Rig, tmp_path: Path) -> 
     [
         (lambda path: None, "no such file or directory"),
         (lambda path: path.mkdir(), "is empty"),
-        (lambda path: (path.mkdir(), os.mkfifo(path / "pipe")), "is no file"),
+        (lambda path: (path.mkdir(), subprocess.run(["mkfifo", path / "pipe"], check=True)), "is no file"),
         (lambda path: (path.mkdir(), (path / "a\nb").write_text("x")), "control or unreadable characters"),
         (lambda path: (path.mkdir(), (path / "gone").symlink_to("nowhere")), "is no file"),
     ],
@@ -370,8 +370,6 @@ def test_an_environment_is_made_once_and_keeps_the_torch_that_is_there(
         assert (first.made, first.own_torch, first.base) == (True, True, sys.executable)
         assert first.python == f"{tmp_path}/base/venv/bin/python"
         assert first.engine == f"{tmp_path}/base/engine/{engine_bundle().sha256}"
-        import importlib.metadata
-
         assert first.torch == importlib.metadata.version("torch")
         # It takes seconds, and was seen to work a moment ago.
         monkeypatch.setattr("dispatch.staging._VERIFY", 'print(\'{"torch": "x", "cuda": null, "devices": 0}\')')
@@ -393,9 +391,7 @@ def test_what_pip_cannot_install_is_told_and_the_next_attempt_goes_on(
     said: list[str] = []
     host = dataclasses.replace(sshd.host, python=sys.executable, run_dir=str(tmp_path / "base"), env=("PIP_NO_INDEX",))
     monkeypatch.setattr("dispatch.staging.requirements", lambda: ["no-such-package-at-all>=1"])
-    from dispatch.tool_client import HostToolError
-
-    with pytest.raises(HostToolError, match="pip ended with code 1: ERROR: No matching distribution.*no-such-package"):
+    with pytest.raises(HostToolError, match=r"pip ended with code 1: ERROR: No matching distribution.*no-such-package"):
         over_ssh(sshd, lambda transport: bootstrap(transport, host, said.append, environ={"PIP_NO_INDEX": "1"}))
     monkeypatch.setattr("dispatch.staging.requirements", lambda: ["numpy"])
     monkeypatch.setattr("dispatch.staging._VERIFY", 'print(\'{"torch": "x", "cuda": null, "devices": 0}\')')

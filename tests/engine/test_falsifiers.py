@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from typing import Any
 
 import msgspec
@@ -20,11 +21,25 @@ from engine.falsifiers import (
     PENDING,
     UNKNOWN,
     Judge,
+    _mean,
     builtin_contract,
     exit_code_of,
     parse_contract,
 )
-from engine.stream import Event, Heartbeat, Measure, Phase, Projection, Verdict, Vitals, decode_line, encode
+from engine.stream import (
+    EVENT_TYPES,
+    Event,
+    Heartbeat,
+    Measure,
+    Phase,
+    Projection,
+    Run,
+    Step,
+    Verdict,
+    Vitals,
+    decode_line,
+    encode,
+)
 from tests.streams import (
     EPOCH,
     end_event,
@@ -207,6 +222,10 @@ def test_a_trend_compares_the_first_window_with_the_last_at_every_length(window:
         ("falls", 0, [math.nan, 2], FAIL),
         ("falls", 0, [math.inf, 2], FAIL),
         ("rises", 0, [2, math.nan], FAIL),
+        ("falls", 0.25, [math.inf, 2], FAIL),
+        ("falls", 0, [2, -math.inf], FAIL),
+        ("rises", 0, [2, math.inf], FAIL),
+        ("falls", 0, [1e308, -1e308], PASS),
     ],
 )
 def test_a_trend_holds_when_the_end_is_beyond_the_beginning_by_that_fraction(
@@ -215,6 +234,35 @@ def test_a_trend_holds_when_the_end_is_beyond_the_beginning_by_that_fraction(
     kind = f"kind: trend, metric: measure.x, direction: {direction}, by: {by}"
     assert judged(kind, *map(measure, values), JUDGE).verdict == verdict
     assert judged(kind, *map(measure, values)).verdict == PENDING
+
+
+HUGE = sys.float_info.max
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict", "observed"),
+    [
+        ([HUGE, HUGE, HUGE, 1.0, 1.0, 1.0], PASS, "1.8e+308 to 1"),
+        ([HUGE, HUGE, HUGE, 1e308, 1e308, 1e308], PASS, "1.8e+308 to 1e+308"),
+        ([1e308, 1e308, 1e308, HUGE, HUGE, HUGE], FAIL, "1e+308 to 1.8e+308"),
+        ([HUGE, HUGE, math.inf, 1.0, 1.0, 1.0], FAIL, "inf to 1"),
+        ([math.inf, -math.inf, 2.0, 1.0, 1.0, 1.0], FAIL, "nan to 1"),
+    ],
+)
+def test_a_trend_of_values_whose_sum_is_no_float_is_judged_by_their_mean(
+    values: list[float], verdict: str, observed: str
+) -> None:
+    told = judged("kind: trend, metric: measure.x, direction: falls, window: 3", *map(measure, values), JUDGE)
+    assert (told.verdict, told.observed) == (verdict, observed)
+
+
+@given(
+    st.lists(st.sampled_from([HUGE, -HUGE, 1e308, 1.0]) | st.floats(allow_nan=False, allow_infinity=False), min_size=1)
+)
+def test_a_mean_lies_between_the_values_however_large_they_are(values: list[float]) -> None:
+    mean = _mean(values)
+    low, high = min(values), max(values)
+    assert low <= mean <= high or mean in (pytest.approx(low, rel=1e-15), pytest.approx(high, rel=1e-15))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -404,6 +452,75 @@ def test_judging_the_stream_again_gives_the_same_verdicts(losses: list[float], j
     assert {v.id: v.verdict for v in live.verdicts} == {
         v.id: stated[v.id].verdict if v.id in stated else PENDING for v in live.verdicts
     }
+
+
+EVERY_KIND = contract(
+    *(
+        f"kind: threshold, metric: {metric}, {limit}, over: {over}"
+        for metric, limit in (
+            ("measure.x", "below: 3"),
+            ("step.loss", "at_most: {fp32: 1.0}"),
+            ("eval.cosine", "above: 0"),
+            ("projection.p90_seconds", "at_least: -1.0e308"),
+        )
+        for over in ("each", "last", "min", "max")
+    ),
+    *(
+        f"kind: trend, metric: {metric}, direction: {direction}, window: {window}, by: {by}"
+        for metric in ("measure.x", "step.loss", "step.seconds", "eval.loss")
+        for direction in ("falls", "rises")
+        for window, by in ((1, 0), (3, 0.5))
+    ),
+    *(f"kind: finite, metric: {metric}" for metric in ("measure.x", "step.grad_norm", "step.tokens")),
+    "kind: present, metrics: [measure.x, step.lr, projection.p50_seconds]",
+    "kind: all_at_most, limits: {measure.x: 1.0, step.kd: -1.0e308}",
+    "kind: exact_steps",
+    "kind: no_stall, seconds: 1.0e-300, factor: 1.0e308",
+)
+EXTREMES = [math.nan, math.inf, -math.inf, HUGE, -HUGE, 1e308, -1e308, 5e-324, -0.0, 0.0, 1.0]
+NUMBERS = st.sampled_from(EXTREMES) | st.just(HUGE) | st.floats()
+INTEGERS = st.sampled_from([0, 1, -1, 2**63 - 1, -(2**63)]) | st.integers(-(2**63), 2**63 - 1)
+
+
+@st.composite
+def any_event(draw: st.DrawFn, kind: type[Event]) -> Event:
+    """An event of a kind with whatever its fields can hold."""
+    fields: dict[str, Any] = {}
+    for field in msgspec.structs.fields(kind):
+        told = str(field.type)
+        if field.name in ("v", "versions"):
+            continue
+        strategy: st.SearchStrategy[Any]
+        if field.name == "name" and kind is not Run:
+            strategy = st.sampled_from(["x", "import", "train", JUDGE_PHASE])
+        elif "dict" in told:
+            strategy = st.dictionaries(st.text(max_size=3), NUMBERS, max_size=2)
+        elif "float" in told:
+            strategy = NUMBERS
+        elif "int" in told:
+            strategy = INTEGERS
+        else:
+            strategy = st.booleans() if "bool" in told else st.sampled_from(["fp32", "budget", ""])
+        fields[field.name] = draw(st.none() | strategy if "None" in told else strategy)
+    return kind(**fields)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    any_event(Run),
+    st.lists(any_event(Step) | st.sampled_from(EVENT_TYPES).flatmap(any_event), max_size=25),
+    INTEGERS | st.none(),
+)
+def test_no_number_that_an_event_can_carry_makes_the_judge_raise(
+    run: Event, events: list[Event], max_steps: int | None
+) -> None:
+    judge = Judge(EVERY_KIND)
+    for event in [msgspec.structs.replace(run, teacher=None, max_steps=max_steps), *events, JUDGE]:
+        judge.observe(event)
+    verdicts = judge.verdicts
+    assert len(verdicts) == len(EVERY_KIND.falsifiers) - (max_steps is None)
+    assert all(verdict.verdict in (PASS, FAIL, UNKNOWN) for verdict in verdicts)
+    assert all(decode_line(encode(each)) for each in stamped(list(verdicts)))
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
+sys.path.insert(0, str(Path(__file__).absolute().parents[1] / "engine"))
 
 import torch
 from checkpoint_rig import RUN, Rig
+from faults import hold_in_a_write, is_being_written
+from tally import Tally
 
-from engine.checkpoint import committed, find_latest, verify
+from engine.checkpoint import Kind, committed, find_latest, verify
 from engine.stream import Checkpoint, Event
 
 WIDTH = 256
@@ -77,23 +81,36 @@ def train_for_ever(run_dir: Path, pipe: int) -> None:
     while True:
         rig.train(1)
         tell(rig.step, committed=0)
-        kinds = ("periodic", "best") if rig.step % 4 == 0 else ("periodic",)
+        kinds: list[Kind] = ["periodic", "best"] if rig.step % 4 == 0 else ["periodic"]
         rig.checkpoints.save(kinds, rig.state(), wait=rig.step % 2 == 0)
 
 
-def at_random(root: Path, kills: int, seed: int) -> dict[str, int]:
-    """One run, killed and resumed `kills` times, held bit by bit against an undisturbed one."""
+def at_random(
+    root: Path,
+    kills: int,
+    seed: int,
+    anywhere: Tally,
+    writing: Tally,
+    tell: Callable[[str], None] = lambda text: None,
+) -> None:
+    """One run, killed and resumed `kills` times, held bit by bit against an undisturbed one.
+
+    Every other kill, about, comes at a random moment, the rest at a random moment of a checkpoint's write: the child is
+    held there first and looked at. What was half made when a kill came decides where it counts.
+    """
     chance = random.Random(seed)
     run_dir = root / "run"
-    run_dir.mkdir()
-    acknowledged = newest = writing = lost = 0
-    for _ in range(kills):
+    run_dir.mkdir(parents=True)
+    acknowledged = newest = 0
+    for kill in range(kills):
         ours, theirs = os.pipe()
         child = fork(lambda: train_for_ever(run_dir, theirs))  # noqa: B023 - runs before the loop goes on
         os.close(theirs)
         ready, _, _ = select.select([ours], [], [], 60)
         assert ready, "the child never started"
         time.sleep(chance.uniform(0, SPREAD_SECONDS))
+        if 2 * writing.times <= kill:
+            assert hold_in_a_write(child, run_dir, chance), "it never wrote a checkpoint"
         os.kill(child, signal.SIGKILL)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it ended by itself"
         said = b""
@@ -102,16 +119,20 @@ def at_random(root: Path, kills: int, seed: int) -> dict[str, int]:
         os.close(ours)
         reported = [divmod(int.from_bytes(said[i : i + 4], "little"), 2) for i in range(0, len(said), 4)]
         acknowledged = max([acknowledged, *(step for step, is_committed in reported if is_committed)])
-        writing += any(p.name.startswith(".") for p in (run_dir / "checkpoints").glob(".*"))
-        newest = check(run_dir, acknowledged)
-        lost = max(lost, max(step for step, _ in reported) - newest)
+        tally = writing if is_being_written(run_dir) else anywhere
+        with tally.counts():
+            newest = check(run_dir, acknowledged)
+        tally.cost(max(step for step, _ in reported) - newest)
+        if kill % 20 == 19:
+            tell(f"{kill + 1} of {kills} kills of forked trainings, step {newest}")
     resumed = Rig(run_dir, width=WIDTH, seed=1)
     resumed.resume()
     digest = resumed.digest()
     whole = Rig(root / "whole", width=WIDTH)
     whole.train(newest)
-    assert whole.digest() == digest, "the run that was killed is not the undisturbed one"
-    return {"kills": kills, "while_writing": writing, "steps": newest, "steps_lost_at_most": lost}
+    if whole.digest() != digest:
+        anywhere.survived = writing.survived = 0
+        raise AssertionError(f"after {newest} steps the run that was killed is not the undisturbed one")
 
 
 def die_before(call: int) -> None:
@@ -176,12 +197,21 @@ def everywhere(root: Path) -> dict[str, int]:
     return calls
 
 
-def main() -> None:
+def warm(root: Path) -> None:
+    """What torch puts off until the first step, done once and not in every child."""
     torch.set_num_threads(1)  # threads of a pool would not be there in a forked child
+    Rig(root / "warm").train(1)
+
+
+def main() -> None:
     root = Path(sys.argv[2])
-    Rig(root / "warm").train(1)  # imports that torch puts off until the first step, once and not in every child
-    result = everywhere(root) if sys.argv[1] == "everywhere" else at_random(root, int(sys.argv[3]), int(sys.argv[4]))
-    print(json.dumps(result))
+    warm(root)
+    if sys.argv[1] == "everywhere":
+        print(json.dumps(everywhere(root)))
+        return
+    anywhere, writing = Tally("at a random moment"), Tally("while a checkpoint is written")
+    at_random(root, int(sys.argv[3]), int(sys.argv[4]), anywhere, writing)
+    print(json.dumps([asdict(anywhere), asdict(writing)]))
 
 
 if __name__ == "__main__":

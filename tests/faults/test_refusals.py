@@ -72,11 +72,6 @@ WRONG_FILES = {
 }
 
 
-@pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
-
-
 def teacher_with(path: Path, name: str, content: bytes) -> Path:
     """The built-in teacher with its weights replaced by one file."""
     shutil.copytree(TEACHER, path, ignore=shutil.ignore_patterns("*.safetensors"))

@@ -1,0 +1,199 @@
+"""Every screen in four sizes, the dashboard in three kinds of colour and of every kind of run, as it was last approved.
+
+After a change that is meant: `KDCONSOLE_UPDATE_SNAPSHOTS=1 python -m pytest tests/console/test_snapshots.py`, and look
+at what `git diff` says of tests/console/snapshots.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.app import App
+from textual.pilot import Pilot
+
+from console import room as room_module
+from console.app import KdConsoleApp
+from console.screens.compare import CompareScreen
+from console.screens.confirm import ConfirmScreen
+from console.screens.help import HelpScreen
+from console.screens.new_run import NewRunScreen
+from console.screens.run import RunScreen
+from console.settings import Settings
+from tests.console.app_rig import MIDDLE, NOW, SIZES, WIDE, frozen, in_app, listed
+from tests.console.desk_app import until
+from tests.console.run_dirs import READY, good_train, live_run, nan_run
+from tests.console.snapshots import picture, same
+
+GIB = 1 << 30
+sizes = pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working directory, a home and a machine that are the same everywhere."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/home/me/.config")  # named by the help, read by nobody here
+    (home / "kd").mkdir()
+    monkeypatch.chdir(home / "kd")
+    monkeypatch.setattr(room_module, "find_gpu", lambda: None)
+    monkeypatch.setattr(room_module, "free_memory", lambda: 60 * GIB)
+    monkeypatch.setattr(room_module, "free_disk", lambda directory: 400 * GIB)
+    for name in [name for name in os.environ if name.startswith("KDCONSOLE_")]:
+        monkeypatch.delenv(name)
+    with frozen(monkeypatch):
+        yield home / "kd"
+
+
+async def at_rest(app: App[Any], pilot: Pilot[Any]) -> None:
+    """Waits until two looks in a row see the same."""
+    before = ""
+    for _ in range(200):
+        if isinstance(app.screen, RunScreen | CompareScreen):
+            app.screen.chart.redraw()
+        await pilot.pause(0.02)
+        drawn = picture(app, styles=True)
+        if drawn == before:
+            return
+        before = drawn
+    raise AssertionError(f"it never comes to rest\n{before}")
+
+
+def run_of(kind: str, evidence: Path) -> Path:
+    return live_run(evidence, last_t=NOW - 1) if kind == "live" else READY[kind](evidence)
+
+
+def hold_run(name: str, kind: str, size: tuple[int, int], *keys: str, styles: bool = False, **options: Any) -> None:
+    """Holds the dashboard of a run, after some keys, against its file."""
+
+    async def body(app: KdConsoleApp, pilot: Pilot[Any]) -> None:
+        await pilot.press(*keys)
+        await at_rest(app, pilot)
+        same(name, picture(app, styles=styles))
+
+    in_app(body, Path("evidence"), size=size, run=run_of(kind, Path("evidence").absolute()), **options)
+
+
+@sizes
+def test_run(size: tuple[int, int]) -> None:
+    hold_run(f"run-{size[0]}x{size[1]}", "live", size)
+
+
+@pytest.mark.parametrize("colours", ["dark", "light", "no-color"])
+def test_run_in_colours(colours: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    theme = "kdconsole-light" if colours == "light" else "kdconsole-dark"
+    if colours == "no-color":
+        monkeypatch.setenv("NO_COLOR", "1")
+    hold_run(f"run-{colours}", "failed_verdict", WIDE, styles=True, settings=Settings(theme=theme, fps=30))
+
+
+@pytest.mark.parametrize("kind", ["spike", "nan", "failed_checkpoint", "failed_verdict", "stalled"])
+def test_run_of_every_kind(kind: str) -> None:
+    hold_run(f"run-{kind.replace('_', '-')}", kind, WIDE)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("cursor", ("left", "left", "left")),
+        ("past", ("left_square_bracket",) * 12),
+        ("verdict-full-screen", ("2", "enter", "z")),
+        ("log-filter", ("slash", *"phase")),
+    ],
+)
+def test_run_after_keys(name: str, keys: tuple[str, ...]) -> None:
+    hold_run(f"run-{name}", "good_train", MIDDLE, *keys)
+
+
+@sizes
+def test_home(size: tuple[int, int], here: Path) -> None:
+    for kind in ("live", *READY):
+        run_of(kind, here / "evidence")
+    (here / "evidence" / "broken").mkdir()
+    (here / "evidence" / "broken" / "dispatch.json").write_text("{")
+
+    async def body(app: KdConsoleApp, pilot: Pilot[Any]) -> None:
+        await listed(app, pilot)
+        await pilot.press("down", "space", "down")
+        await at_rest(app, pilot)
+        same(f"home-{size[0]}x{size[1]}", picture(app))
+
+    in_app(body, here / "evidence", size=size)
+
+
+def test_home_without_runs() -> None:
+    async def body(app: KdConsoleApp, pilot: Pilot[Any]) -> None:
+        await listed(app, pilot)
+        await at_rest(app, pilot)
+        same("home-empty", picture(app))
+
+    in_app(body, Path("evidence"), size=MIDDLE)
+
+
+@sizes
+def test_compare(size: tuple[int, int], here: Path) -> None:
+    good_train(here / "evidence", 160, name="baseline")
+    nan_run(here / "evidence")
+
+    async def body(app: KdConsoleApp, pilot: Pilot[Any]) -> None:
+        await listed(app, pilot)
+        await pilot.press("space", "down", "space", "c")
+        await until(pilot, lambda: isinstance(app.screen, CompareScreen), "the comparison")
+        screen = app.screen
+        assert isinstance(screen, CompareScreen)
+        await until(pilot, lambda: not screen._read.to_read, "both are read")
+        await at_rest(app, pilot)
+        same(f"compare-{size[0]}x{size[1]}", picture(app))
+        if size == MIDDLE:
+            await pilot.press("tab")
+            await at_rest(app, pilot)
+            same("compare-table", picture(app))
+
+    in_app(body, here / "evidence", size=size)
+
+
+@sizes
+def test_new_run(size: tuple[int, int], here: Path) -> None:
+    (here / "mine.yaml").write_text(
+        "teacher: builtin:teacher\nstudent: builtin:student\ndata: {path: builtin:stdlib}\n"
+    )
+
+    async def body(app: KdConsoleApp, pilot: Pilot[Any]) -> None:
+        await listed(app, pilot)
+        await pilot.press("n")
+        await until(pilot, lambda: isinstance(app.screen, NewRunScreen), "the screen")
+        screen = app.screen
+        assert isinstance(screen, NewRunScreen)
+        await until(pilot, lambda: screen._prepared is not None, "the checks")
+        await at_rest(app, pilot)
+        same(f"new-run-{size[0]}x{size[1]}", picture(app))
+
+    in_app(body, Path("evidence"), size=size)
+
+
+@sizes
+def test_help(size: tuple[int, int], here: Path) -> None:
+    async def body(app: KdConsoleApp, pilot: Pilot[Any]) -> None:
+        await listed(app, pilot)
+        await pilot.press("question_mark")
+        await until(pilot, lambda: isinstance(app.screen, HelpScreen), "the help")
+        await at_rest(app, pilot)
+        same(f"help-{size[0]}x{size[1]}", picture(app))
+
+    in_app(body, Path("evidence"), size=size)
+
+
+@sizes
+def test_question(size: tuple[int, int]) -> None:
+    async def body(app: KdConsoleApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("s")
+        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "the question")
+        await at_rest(app, pilot)
+        same(f"question-{size[0]}x{size[1]}", picture(app))
+
+    evidence = Path("evidence").absolute()
+    in_app(body, evidence, size=size, run=run_of("live", evidence))
