@@ -316,6 +316,21 @@ def test_many_at_once_share_the_connection_and_few_channels(rig: Rig, tmp_path: 
     assert rig.log.count("Accepted publickey") == before + 1
 
 
+def test_no_more_commands_run_at_once_than_there_are_channels_for(rig: Rig, tmp_path: Path) -> None:
+    line = f"echo + >> {tmp_path}/journal; sleep 0.1; echo - >> {tmp_path}/journal"
+
+    async def work(t: SSHTransport) -> None:
+        await asyncio.gather(*(t.run(["sh", "-c", line]) for _ in range(3 * MAX_CHANNELS)))
+
+    on(rig, work)
+    count, most = 0, 0
+    for sign in (tmp_path / "journal").read_text().split():
+        count += 1 if sign == "+" else -1
+        most = max(most, count)
+    assert count == 0
+    assert 1 < most <= MAX_CHANNELS == 6
+
+
 def test_the_quickest_cipher_comes_first_and_nothing_is_compressed(rig: Rig) -> None:
     async def work(t: SSHTransport) -> tuple[str, str]:
         connection = await t.connection()
@@ -517,11 +532,11 @@ def _add(agent: str, key: Path) -> None:
 def test_the_agent_signs_for_a_key_with_a_passphrase(rig: Rig, tmp_path: Path, agent: str) -> None:
     key = tmp_path / "key"
     shutil.copy(rig.identity, key)
-    _add(agent, key)
-    subprocess.run(["ssh-keygen", "-q", "-p", "-N", "secret", "-f", str(key)], check=True, stdout=subprocess.DEVNULL)
     for index in range(8):  # more than a host lets one try
         make_key(tmp_path / f"other{index}")
         _add(agent, tmp_path / f"other{index}")
+    _add(agent, key)
+    subprocess.run(["ssh-keygen", "-q", "-p", "-N", "secret", "-f", str(key)], check=True, stdout=subprocess.DEVNULL)
     host = dataclasses.replace(rig.host, identity=key)
     assert "passphrase" in str(refusal(rig, host))
     rig.environ["SSH_AUTH_SOCK"] = agent
