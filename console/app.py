@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from textual import work
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
-from console import launch
 from console.actions import bindings
 from console.palette_commands import ActionCommands
 from console.screens.confirm import ConfirmScreen
-from console.screens.guarded import CHANGING
+from console.screens.guarded import CHANGING, GuardedScreen
 from console.screens.home import HomeScreen
-from console.screens.run import RunScreen
 from console.settings import Settings
 from console.themes import THEMES
-from dispatch import runs
-from dispatch.places import Reach
 from engine.errors import KdError
 from engine.text import clean
+
+if TYPE_CHECKING:
+    from console.launch import Job
+    from dispatch.places import Reach
+    from dispatch.runs import RunDir
 
 
 class KdConsoleApp(App[str]):
@@ -49,17 +52,23 @@ class KdConsoleApp(App[str]):
         *,
         readonly: bool = False,
         run: Path | None = None,
-        job: launch.Job | None = None,
+        job: Job | None = None,
         resume: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.evidence, self.settings, self.readonly = tuple(evidence), settings, readonly
-        self.reach = Reach()
         self._first_run, self._first_job, self._resume = run, job, resume
         for theme in THEMES:
             self.register_theme(theme)
         self.theme = settings.theme
         self.set_keymap(settings.keymap())
+
+    @cached_property
+    def reach(self) -> Reach:
+        """The ways to the hosts of runs."""
+        from dispatch.places import Reach
+
+        return Reach()
 
     def on_mount(self) -> None:
         """Paints the list of runs before anything is read."""
@@ -81,6 +90,9 @@ class KdConsoleApp(App[str]):
 
     def open_run(self, path: Path, resume: Sequence[str] | None = None) -> None:
         """Shows a run directory; with `resume`, after another attempt was started."""
+        from console.screens.run import RunScreen
+        from dispatch import runs
+
         try:
             run_dir = runs.open_run(path)
         except KdError as error:
@@ -98,8 +110,11 @@ class KdConsoleApp(App[str]):
         self.push_screen(CompareScreen(paths))
 
     @work(group="launch", exit_on_error=False)
-    async def start_run(self, job: launch.Job) -> None:
+    async def start_run(self, job: Job) -> None:
         """Starts a run and shows it; from then on it is its own."""
+        from console import launch
+        from console.screens.run import RunScreen
+
         try:
             run_dir = await launch.make(job, self.reach, self.say)
             self.push_screen(RunScreen(run_dir))
@@ -108,8 +123,11 @@ class KdConsoleApp(App[str]):
             self.say(f"not started: {error}", "error")
 
     @work(group="launch", exit_on_error=False)
-    async def resume_run(self, run_dir: runs.RunDir, allow_changed: Sequence[str]) -> None:
+    async def resume_run(self, run_dir: RunDir, allow_changed: Sequence[str]) -> None:
         """Starts another attempt of a run and shows it, or how it stands if none could be started."""
+        from console import launch
+        from console.screens.run import RunScreen
+
         try:
             await launch.start_again(run_dir, allow_changed, self.reach.place(run_dir))
         except KdError as error:
@@ -140,8 +158,8 @@ class KdConsoleApp(App[str]):
         # One that is just being started is started first, so that nobody has to wonder.
         if launching := [w for w in self.workers if w.group == "launch"]:  # of none it would wait for all
             await self.workers.wait_for_complete(launching)
-        going = sorted({s.run_dir.id for s in self.screen_stack if isinstance(s, RunScreen) and s.going_on})
-        self.exit(_left(going))
+        going = {screen.goes_on for screen in self.screen_stack if isinstance(screen, GuardedScreen)}
+        self.exit(_left(sorted(going - {""})))
 
     def say(self, text: str, severity: str = "information") -> None:
         """A message to the operator, shown as text and never as markup."""

@@ -41,7 +41,7 @@ def hosts_group() -> None:
 
     \b
     From nothing to a host that is ready:
-      kdconsole hosts add gx10 --address 192.168.1.40 --user kd --identity ~/.ssh/gx10
+      kdconsole hosts add gx10 --address 192.168.1.40 --user kd
       kdconsole hosts trust gx10
       kdconsole hosts check gx10
     """

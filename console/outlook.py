@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 
 import numpy as np
 
 from console.conclusion import conclude
+from console.palette import ORDER
 from console.run_state import RunState
+from console.times import age
 from console.view import View
 from engine.errors import ExitCode
 from engine.stream import Checkpoint, CheckpointFailed, Verdict
@@ -25,8 +26,6 @@ RECENT_STEPS = 2_000
 _SET_BACK_SECONDS = 1.0
 """A stamp that lies further than this in the future was made before its clock was set back."""
 
-ORDER = ("FAIL", "UNKNOWN", "PENDING", "PASS")
-"""Verdicts, the worst first."""
 CHANGED_NOTE = "since the run ended: "
 """How a note of a view begins that tells of a file which no longer agrees with the run's checksums."""
 _SEVERITIES = ("fatal", "gate", "warn")
@@ -261,36 +260,3 @@ def checkpoint_phrase(state: RunState, ended: bool = False) -> str:
     if state.run is None or state.run.mode != "train":
         return ""
     return "no ckpt" if ended or state.end is not None else "no ckpt yet"
-
-
-def age(seconds: float) -> str:
-    """How long ago, in as few figures as it takes: `0.9 s`, `34 s`, `4 min`, `3 h 10 min`, `5 d 2 h`."""
-    if not math.isfinite(seconds):
-        return "?"
-    if seconds < 0.95:
-        return f"{max(0.0, seconds):.1f} s"
-    if seconds < 119.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 120:
-        return f"{minutes} min"
-    if minutes < 2_880:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1_440:,} d {minutes % 1_440 // 60} h"
-
-
-def clock(t: float) -> str:
-    """Unix seconds as the local time of day, `13:02:10`."""
-    return _local(t, "%H:%M:%S")
-
-
-def date(t: float) -> str:
-    """Unix seconds as the local date and time, `2026-11-21 10:31`."""
-    return _local(t, "%Y-%m-%d %H:%M")
-
-
-def _local(t: float, form: str) -> str:
-    try:
-        return time.strftime(form, time.localtime(t))
-    except (OverflowError, ValueError, OSError):  # a stream may hold any number
-        return "?"

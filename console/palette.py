@@ -27,7 +27,7 @@ class Mark(NamedTuple):
 VERDICTS = {
     "PASS": Mark("✔", "PASS", "$success"),
     "FAIL": Mark("✘", "FAIL", "bold $error"),
-    "PENDING": Mark("◌", "PENDING", "$text-muted"),
+    "PENDING": Mark("◌", "PENDING", "$foreground-muted"),
     "UNKNOWN": Mark("?", "UNKNOWN", "$warning"),
 }
 RUNS = {
@@ -35,13 +35,14 @@ RUNS = {
     "RUNNING": Mark("▶", "RUNNING", "bold $primary"),
     "STALLED": Mark("⚠", "STALLED", "bold $warning"),
     "UNREACHABLE": Mark("⌁", "UNREACHABLE", "bold $warning"),
-    "UNASKED": Mark("◇", "UNASKED", "$text-muted"),
+    "UNASKED": Mark("◇", "UNASKED", "$foreground-muted"),
     "COMPLETED": Mark("■", "COMPLETED", "$success"),
     "FAILED": Mark("✘", "FAILED", "bold $error"),
     "STOPPED": Mark("◼", "STOPPED", "$warning"),
     "TIMEOUT": Mark("◷", "TIMEOUT", "bold $warning"),
     "CRASHED": Mark("✖", "CRASHED", "bold $error"),
     "LOST": Mark("?", "LOST", "bold $warning"),
+    "CHANGED": Mark("≠", "CHANGED", "bold $error"),
     "DISPUTED": Mark("≠", "DISPUTED", "bold $error"),
 }
 CHECKPOINTS = {
@@ -51,6 +52,10 @@ CHECKPOINTS = {
     "final": Mark("◉", "final", "$success"),
     "failed": Mark("✘", "failed", "bold $error"),
 }
+
+
+ORDER = ("FAIL", "UNKNOWN", "PENDING", "PASS")
+"""Verdicts, the worst first."""
 
 
 def verdict_mark(verdict: str) -> Mark:

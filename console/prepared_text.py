@@ -23,7 +23,7 @@ _MEDIUM = 44
 def prepared_text(prepared: Prepared | None, width: int) -> Content:
     """Everything that is known of a prepared run, for a width in cells; None is not known yet."""
     if prepared is None:
-        return Content.styled("◔ looking…", "$text-muted")
+        return Content.styled("◔ looking…", "$foreground-muted")
     lines = [_title("Checks"), *_checks(prepared, width)]
     room = prepared.room
     if room is not None:
@@ -85,11 +85,11 @@ def _rows(room: Room, width: int) -> list[Content]:
     """Each thing that takes room, and how that was computed."""
     needed = room.estimate
     inline, pool = width >= _WIDE, width >= _MEDIUM
-    lines = indented(Content.styled(f"on {needed.device} in {needed.precision}", "$text-muted"), 2, width)
+    lines = indented(Content.styled(f"on {needed.device} in {needed.precision}", "$foreground-muted"), 2, width)
     for row in (*needed.memory, *needed.disk):
         where = POOLS["host" if needed.shared and row.where == "device" else row.where]
-        how = Content.styled(clean(row.how, 500), "$text-muted")
-        cells = [Content(row.name), *([Content.styled(where, "$text-muted")] if pool else []), Content(gib(row.bytes))]
+        how = Content.styled(clean(row.how, 500), "$foreground-muted")
+        cells = [Content(row.name), *([Content.styled(where, "$foreground-muted")] if pool else []), Content(gib(row.bytes))]
         widths = [max(4, min(24, width - (23 if pool else 11))), *([10] if pool else []), -7]
         if inline:
             lines += _shift(columns([*cells, how], [*widths, width - sum(map(abs, widths)) - 8]))
@@ -121,8 +121,8 @@ def _values(values: Iterable[Value], width: int) -> list[Content]:
     for value in rows:
         shown = Content(value.text)
         if value.differs and value.default is not None:
-            shown = Content.assemble(value.text, ("   default ", "$text-muted"), (value.default, "$text-muted"))
-        style = "bold $foreground" if value.differs else "$text-muted"
+            shown = Content.assemble(value.text, ("   default ", "$foreground-muted"), (value.default, "$foreground-muted"))
+        style = "bold $foreground" if value.differs else "$foreground-muted"
         lines += _shift(columns([Content.styled(value.key, style), shown], [left, max(8, width - left - 4)]))
     return lines
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from console.outlook import SILENCE_SECONDS, outlook, verdict_counts
+from console.row import UNASKED, UNREADABLE, Row
 from console.run_files import host_state, read_exit, read_manifest
 from console.run_reader import LoadedRun, RunReader, load_run, read_ends
 from console.view import Link, View
@@ -22,48 +23,10 @@ from engine.text import clean
 
 __all__ = ["LoadedRun", "Row", "RunIndex", "find_smoke", "load_run"]
 
-UNREADABLE = "UNREADABLE"
-"""The status of a directory that is no whole run: neither good nor bad, and worth a look."""
 NEVER_STARTED_SECONDS = 120.0
 """From then on a run directory whose run was not started counts as one that nobody will start."""
-UNASKED = "UNASKED"
-"""The status of a run on another host, which the list of runs does not ask."""
-LIVE = ("STALLED", "RUNNING", "STARTING", UNASKED)
 BATCH = 50
 """Directories that are looked at between two chances to show them."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the list of runs shows of one; None is not known.
-
-    `exact` says that the whole stream was folded and judged; before that `verdicts` are not known. Times are Unix
-    seconds, losses nats per token.
-    """
-
-    path: Path
-    id: str
-    name: str = ""
-    mode: str = ""
-    host: str = ""
-    device: str = ""
-    created: float = 0.0
-    status: str = UNREADABLE
-    reason: str = ""
-    step: int | None = None
-    target: int | None = None
-    loss: float | None = None
-    heldout: float | None = None
-    verdicts: Mapping[str, int] = field(default_factory=dict)
-    failing: tuple[str, ...] = ()
-    exact: bool = False
-    last_t: float = 0.0
-    problem: str = ""
-
-    @property
-    def live(self) -> bool:
-        """It goes on, as far as is known."""
-        return self.status in LIVE
 
 
 Signature = tuple[tuple[int, int, int, int] | None, ...]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from textual.content import Content
 
-from console.outlook import ORDER, age
-from console.palette import run_mark, verdict_mark
-from console.run_index import LIVE, UNREADABLE, Row
+from console.palette import ORDER, run_mark, verdict_mark
+from console.row import LIVE, UNREADABLE, Row
+from console.times import age
 from console.widgets.layout import Part, cut, fit, marked, number
 from engine.text import clean
 
@@ -101,7 +101,7 @@ def label(row: Row) -> str:
 def verdict_parts(row: Row) -> list[tuple[str, str]]:
     """How many verdicts there are of each kind, each with its style; an ellipsis while that is not known."""
     if not row.verdicts:
-        return [(UNKNOWN if row.exact or row.problem else "…", "$text-muted")]
+        return [(UNKNOWN if row.exact or row.problem else "…", "$foreground-muted")]
     marks = {word: verdict_mark(word) for word in ORDER}
     return [(f"{marks[word].glyph}{row.verdicts[word]}", marks[word].style) for word in ORDER if word in row.verdicts]
 
@@ -184,7 +184,7 @@ def detail(row: Row, width: int) -> list[Content]:
         forms = (marked(mark, f"{mark.word} {failing}"), marked(mark, f"{mark.word} {some}"))
         parts.append(Part(3, forms))
     if row.device:
-        parts.append(Part(1, (Content.styled(row.device, "$text-muted"),)))
+        parts.append(Part(1, (Content.styled(row.device, "$foreground-muted"),)))
     path = place(row.path)
     forms = (Content(path), Content(f"…/{clean(row.path.name, 200)}"))
     return [first, fit(parts, [Part(2, forms)], width, 2)]
@@ -200,5 +200,5 @@ def nothing_yet(evidence: Sequence[Path], there: Collection[Path]) -> Content:
     for directory in evidence:
         note = "no run in it" if directory in there else "not there yet; the first run makes it"
         lines.append(Content.assemble("Looked in ", (place(directory), "bold"), f" ({note})."))
-    lines.append(Content.styled("Other directories: kdconsole --evidence DIR", "$text-muted"))
+    lines.append(Content.styled("Other directories: kdconsole --evidence DIR", "$foreground-muted"))
     return Content("\n").join(lines)

@@ -66,7 +66,7 @@ class CompareScreen(ChartActions, GuardedScreen[None]):
     CompareScreen {
         layout: vertical;
         & > #compared { height: 1; padding: 0 1; background: $panel; }
-        & > .pane { height: 1fr; border: round $border-blurred; border-title-color: $foreground; padding: 0 1; }
+        & > .pane { height: 1fr; border: round $foreground 30%; border-title-color: $foreground; padding: 0 1; }
         & > .pane:focus { border: round $primary; border-title-style: bold reverse; }
         & > #table { height: 1.3fr; }
     }
@@ -146,9 +146,9 @@ class CompareScreen(ChartActions, GuardedScreen[None]):
         self.query_one(DifferencesTable).show(names, read.sections)
         waiting = f"reading, {read.to_read} to go …" if read.to_read else ""
         parts = [Part.of(1, Content.styled("kdconsole", "bold")), Part.of(3, f"comparing {len(self.paths)} runs")]
-        right = [Part.of(2, Content.styled(waiting, "$text-muted"))]
+        right = [Part.of(2, Content.styled(waiting, "$foreground-muted"))]
         line = fit(
-            [*parts, Part.of(0, Content.styled(" · ".join(names), "$text-muted"))], right, max(1, self.size.width - 2)
+            [*parts, Part.of(0, Content.styled(" · ".join(names), "$foreground-muted"))], right, max(1, self.size.width - 2)
         )
         self.query_one("#compared", Static).update(line)
 

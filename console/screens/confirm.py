@@ -64,7 +64,7 @@ class ConfirmScreen(ModalScreen[bool]):
         #keys {
             height: auto;
             text-align: center;
-            color: $text-muted;
+            color: $foreground-muted;
         }
         &.-low Button {
             height: 1;

@@ -73,6 +73,11 @@ class FollowingScreen(GuardedScreen[None]):
         """The run has not ended, as far as is known."""
         return self.latest.link.live and self.latest.state.end is None
 
+    @property
+    def goes_on(self) -> str:
+        """See `GuardedScreen`."""
+        return self.run_dir.id if self.going_on else ""
+
     def known(self) -> None:
         """Something about the run became known."""
         raise NotImplementedError

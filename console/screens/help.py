@@ -36,6 +36,7 @@ MEANINGS = {
     "TIMEOUT": "ended by its budget or by a stall",
     "CRASHED": "ended without a word",
     "LOST": "no process and no record of an end",
+    "CHANGED": "files are not as they were when the run ended",
     "DISPUTED": "engine and console judge the same stream differently",
     "periodic": "saved on schedule",
     "best": "lowest held-out loss so far",
@@ -74,7 +75,7 @@ class HelpScreen(ModalScreen[None]):
         }
         #keys {
             height: 1;
-            color: $text-muted;
+            color: $foreground-muted;
         }
     }
     """

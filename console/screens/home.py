@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,7 +21,7 @@ from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
 from console.actions import bindings
-from console.run_index import Row, RunIndex
+from console.row import Row
 from console.run_list import SORTS, detail, matches, nothing_yet, ordered, summary
 from console.screens.guarded import GuardedScreen
 from console.widgets.key_bar import KeyBar
@@ -30,6 +31,7 @@ from engine.text import clean
 
 if TYPE_CHECKING:
     from console.app import KdConsoleApp
+    from console.run_index import RunIndex
 
 REFRESH_SECONDS = 2.0
 SHOW_SECONDS = 0.2
@@ -82,8 +84,8 @@ class HomeScreen(GuardedScreen[None]):
     HomeScreen {
         layout: vertical;
         & > #summary { height: 1; padding: 0 1; background: $panel; }
-        & > #runs { border: round $border-blurred; border-title-color: $foreground; }
-        & > #runs { border-subtitle-color: $text-muted; }
+        & > #runs { border: round $foreground 30%; border-title-color: $foreground; }
+        & > #runs { border-subtitle-color: $foreground-muted; }
         & > #runs:focus { border: round $primary; }
         & > #none { height: 1fr; padding: 1 2; }
         & > #detail { height: 2; padding: 0 1; text-wrap: nowrap; text-overflow: clip; }
@@ -95,13 +97,19 @@ class HomeScreen(GuardedScreen[None]):
         super().__init__()
         self.evidence = tuple(dict.fromkeys(Path(os.path.abspath(each)) for each in evidence))
         self._clock = clock
-        self._index = RunIndex(self.evidence, clock)
         self._known = RowsArrived((), 0.0, 0, looked=False)
         self._marked: list[Path] = []
         self._filter, self._sort, self._reverse = "", SORTS[0], False
         self._whole = False
         """Every directory was looked at; the worker's own."""
         self._wake, self._again, self._hidden = threading.Event(), threading.Event(), threading.Event()
+
+    @cached_property
+    def _index(self) -> RunIndex:
+        """What reads the runs; imported by the worker that needs it, for the list is painted before that."""
+        from console.run_index import RunIndex
+
+        return RunIndex(self.evidence, self._clock)
 
     def compose(self) -> ComposeResult:
         """See Textual."""
@@ -130,7 +138,8 @@ class HomeScreen(GuardedScreen[None]):
     @work(thread=True, exclusive=True, group="index", exit_on_error=False)
     def look_after_runs(self) -> None:
         """Looks at the directories every two seconds, and reads the streams one after the other in between."""
-        worker, index = get_current_worker(), self._index
+        worker = get_current_worker()
+        index = self._index
         while not worker.is_cancelled:
             self._wake.clear()
             if self._again.is_set():
@@ -216,7 +225,7 @@ class HomeScreen(GuardedScreen[None]):
 
     def _nothing(self) -> Content:
         if not self._known.looked and not self._known.rows:
-            return Content.styled("Looking for runs …", "$text-muted")
+            return Content.styled("Looking for runs …", "$foreground-muted")
         if self._known.rows:
             return Content.assemble("No run has ", (self._filter, "bold"), " in it.  / and esc show all.")
         return nothing_yet(self.evidence, self._known.there)
@@ -241,7 +250,7 @@ class HomeScreen(GuardedScreen[None]):
             line = fit([name, left], [], width)
         else:
             reading = f"reading {known.to_fold:,} of {len(known.rows):,} …" if known.to_fold else ""
-            right = Part.of(2, Content.styled(reading, "$text-muted"))
+            right = Part.of(2, Content.styled(reading, "$foreground-muted"))
             line = fit([name, Part(3, (summary(known.rows, self.evidence),))], [right], width)
         self.query_one("#summary", Static).update(line)
 

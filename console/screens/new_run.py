@@ -112,7 +112,7 @@ class NewRunScreen(GuardedScreen[None]):
 
     def on_mount(self) -> None:
         """Takes over the first draft and looks at it."""
-        place = Content.styled(f"  in {clean(str(self._evidence), 300)}", "$text-muted")
+        place = Content.styled(f"  in {clean(str(self._evidence), 300)}", "$foreground-muted")
         self.query_one("#title", Static).update(Content.assemble(("New run", "bold"), place))
         with self.prevent(ModeSwitch.Changed):
             self.query_one(ModeSwitch).mode = self._first.mode

@@ -175,7 +175,7 @@ class RunScreen(ChartActions, FollowingScreen):
             parts: list[Content] = []
             for number, name in enumerate(self.PANES, 1):
                 press = Style.from_meta({"@click": f"screen.pane_{number}"})
-                style = "reverse bold" if name == self._pane else "$text-muted"
+                style = "reverse bold" if name == self._pane else "$foreground-muted"
                 parts.append(Content.styled(f" {number} {titles[name]} ", style).stylize(press))
             line = Content("").join(parts)
             if line.cell_length <= self.size.width:

@@ -11,9 +11,10 @@ from textual.content import Content
 from textual.events import Click
 
 from console.forecast import checkpoint_period, forecast
-from console.outlook import age, ages, last_checkpoint, outlook
+from console.outlook import ages, last_checkpoint, outlook
 from console.palette import CHECKPOINTS, VERDICTS, Mark
 from console.report import duration
+from console.times import age
 from console.view import View
 from console.widgets.layout import MUTED, cut, flowed, marked, short_step, size, wrapped
 from console.widgets.pane import Pane

@@ -93,7 +93,7 @@ class DifferencesTable(ScrollView, can_focus=True):
         return Content(" " * self._label_width), Content.assemble(*cells)
 
     def _drawn(self, line: Line) -> tuple[Content, Content]:
-        label = padded(Content.styled(line.label, "bold" if line.differs else "$text-muted"), self._label_width)
+        label = padded(Content.styled(line.label, "bold" if line.differs else "$foreground-muted"), self._label_width)
         return label, Content.assemble(*(self._cell(_value(line, index)) for index in range(len(line.cells))))
 
     def _cell(self, content: Content) -> Content:
@@ -125,5 +125,5 @@ def _value(line: Line, index: int) -> Content:
     change = line.change(index)
     after = "" if change is None else f"  {100 * change:+.1f} %"
     return Content.assemble(
-        (f"{DIFFERENT} ", "bold"), (cell.text, f"bold {cell.style}".strip()), (after, "$text-muted")
+        (f"{DIFFERENT} ", "bold"), (cell.text, f"bold {cell.style}".strip()), (after, "$foreground-muted")
     )

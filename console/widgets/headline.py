@@ -16,11 +16,8 @@ from console.outlook import (
     EXIT_MEANINGS,
     SILENCE_SECONDS,
     Outlook,
-    age,
     ages,
     checkpoint_phrase,
-    clock,
-    date,
     disagreements,
     fraction_done,
     last_checkpoint,
@@ -31,6 +28,7 @@ from console.outlook import (
 from console.palette import CHECKPOINTS, Mark, run_mark, verdict_mark
 from console.report import duration
 from console.run_state import RunState
+from console.times import age, clock, date
 from console.view import View
 from console.widgets.layout import MUTED, Part, drawn_bar, fit, marked, number, padded
 from console.widgets.pane import Pane

@@ -13,9 +13,9 @@ from typing import ClassVar
 from textual.binding import Binding, BindingType
 from textual.content import Content
 
-from console.outlook import clock
 from console.palette import Mark
 from console.run_state import LogLine
+from console.times import clock
 from console.widgets.layout import ELLIPSIS, MUTED, cut
 from console.widgets.log_lines import MAX_ROWS, Change, LogLines, pattern_of, pieces
 from console.widgets.scroll_pane import ScrollPane

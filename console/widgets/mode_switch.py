@@ -50,10 +50,10 @@ class ModeSwitch(Widget, can_focus=True):
     def _words(self) -> list[Content]:
         def word(mode: Mode) -> Content:
             chosen = mode == self.mode
-            return Content.styled(f"{'◉' if chosen else '○'} {mode}", "bold $primary" if chosen else "$text-muted")
+            return Content.styled(f"{'◉' if chosen else '○'} {mode}", "bold $primary" if chosen else "$foreground-muted")
 
         words = [word("smoke"), Content("   "), word("train")]
-        told = Content.styled(f"   {MODES[self.mode]}", "$text-muted")
+        told = Content.styled(f"   {MODES[self.mode]}", "$foreground-muted")
         return [*words, told] if sum(w.cell_length for w in (*words, told)) <= self.size.width else words
 
     def watch_mode(self, before: Mode, now: Mode) -> None:

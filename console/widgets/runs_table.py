@@ -18,7 +18,7 @@ from textual.strip import Strip
 from textual.visual import Visual
 
 from console.palette import run_mark
-from console.run_index import Row
+from console.row import Row
 from console.run_list import COLUMNS, UNKNOWN, Column, verdict_parts
 from console.widgets.layout import cut, padded
 
@@ -104,7 +104,7 @@ class RunsTable(ScrollView, can_focus=True):
     RunsTable {
         height: 1fr;
         overflow-x: hidden;
-        & > .runs--header { text-style: bold; color: $text-muted; background: $panel; }
+        & > .runs--header { text-style: bold; color: $foreground-muted; background: $panel; }
         & > .runs--cursor { color: $block-cursor-blurred-foreground; background: $block-cursor-blurred-background; }
         &:focus > .runs--cursor { color: $block-cursor-foreground; background: $block-cursor-background; }
     }
@@ -243,10 +243,10 @@ class RunsTable(ScrollView, can_focus=True):
         if name == "run":
             return _name(row, each.width)
         if text == UNKNOWN:
-            return Content.styled(text, "$text-muted")
+            return Content.styled(text, "$foreground-muted")
         if name in ("loss", "held-out") and not text[-1].isdigit():
             return Content.styled(text, "bold $error")
-        return Content.styled(text, "$text-muted") if name in ("mode", "last data", "host") else Content(text)
+        return Content.styled(text, "$foreground-muted") if name in ("mode", "last data", "host") else Content(text)
 
     # Moving
 
@@ -313,7 +313,7 @@ def _name(row: Row, width: int) -> Content:
     if row.name:
         room = width - cell_len(row.name) - 2
         after = f"  {_middle(row.id, room)}" if room >= 8 else ""
-        return Content.assemble(row.name, (after, "$text-muted"))
+        return Content.assemble(row.name, (after, "$foreground-muted"))
     return Content(_middle(row.id, width))
 
 

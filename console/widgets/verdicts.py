@@ -8,9 +8,10 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.events import Click
 
-from console.outlook import by_urgency, clock, disagreements, verdict_counts
+from console.outlook import by_urgency, disagreements, verdict_counts
 from console.palette import run_mark, verdict_mark
 from console.run_state import RunState
+from console.times import clock
 from console.view import View
 from console.widgets.layout import MUTED, Part, fit, padded, wrapped
 from console.widgets.scroll_pane import ScrollPane

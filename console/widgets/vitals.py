@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from textual.content import Content
 
-from console.outlook import age, host_now, outlook
+from console.outlook import host_now, outlook
+from console.times import age
 from console.view import View
 from console.widgets.layout import MUTED, NOT_GIVEN, Part, drawn_bar, fit, size, wrapped
 from console.widgets.pane import Pane

@@ -14,7 +14,7 @@ from textual.widgets import Input
 
 from console import run_list
 from console.actions import ACTIONS
-from console.run_index import Row
+from console.row import Row
 from console.run_list import SORTS, matches, ordered, place, summary
 from console.screens.home import HomeScreen
 from console.widgets.runs_table import CURSOR, MARKED, RunsTable, placed

@@ -381,7 +381,7 @@ def test_a_host_that_cannot_be_reached_is_code_3_in_both_forms() -> None:
 def test_help_of_each_command_has_examples_and_fits_80_columns(command: str) -> None:
     text = good(command, "--help")
     assert f"kdconsole hosts {command}" in text
-    assert max(map(len, text.splitlines())) <= 80
+    assert max(map(len, (text + good("--help")).splitlines())) <= 80
 
 
 def test_the_group_imports_neither_torch_nor_asyncssh_before_a_command_needs_it() -> None:

@@ -14,12 +14,9 @@ from console.conclusion import conclude
 from console.outlook import (
     CHANGED_NOTE,
     EXIT_MEANINGS,
-    age,
     ages,
     by_urgency,
     checkpoint_phrase,
-    clock,
-    date,
     disagreements,
     fraction_done,
     host_now,
@@ -30,6 +27,7 @@ from console.outlook import (
 )
 from console.palette import RUNS
 from console.run_state import Reducer, RunState
+from console.times import age, clock, date
 from console.view import Link, View
 from dispatch.manifest import ExitRecord
 from engine.errors import ExitCode

@@ -174,9 +174,9 @@ def test_what_the_login_shell_says_first_is_no_output_of_the_command(tmp_path: P
 
 
 def test_an_account_that_may_run_nothing_says_so(tmp_path: Path) -> None:
-    with running_sshd(tmp_path / "host", "ForceCommand echo 'This account is not available.'; exit 1") as rig:
-        with pytest.raises(TransportError, match=r"runs no commands: This account is not available\."):
-            on(rig.trusted(), lambda t: t.run(["true"]))
+    said = pytest.raises(TransportError, match=r"runs no commands: This account is not available\.")
+    with running_sshd(tmp_path / "host", "ForceCommand echo 'This account is not available.'; exit 1") as rig, said:
+        on(rig.trusted(), lambda t: t.run(["true"]))
 
 
 def test_more_output_than_memory_should_hold_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,46 @@
+"""What the list of runs shows of one: plain data, so that a list is drawn before what reads runs is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+UNREADABLE = "UNREADABLE"
+"""The status of a directory that is no whole run: neither good nor bad, and worth a look."""
+UNASKED = "UNASKED"
+"""The status of a run on another host, which the list of runs does not ask."""
+LIVE = ("STALLED", "RUNNING", "STARTING", UNASKED)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the list of runs shows of one; None is not known.
+
+    `exact` says that the whole stream was folded and judged; before that `verdicts` are not known. Times are Unix
+    seconds, losses nats per token.
+    """
+
+    path: Path
+    id: str
+    name: str = ""
+    mode: str = ""
+    host: str = ""
+    device: str = ""
+    created: float = 0.0
+    status: str = UNREADABLE
+    reason: str = ""
+    step: int | None = None
+    target: int | None = None
+    loss: float | None = None
+    heldout: float | None = None
+    verdicts: Mapping[str, int] = field(default_factory=dict)
+    failing: tuple[str, ...] = ()
+    exact: bool = False
+    last_t: float = 0.0
+    problem: str = ""
+
+    @property
+    def live(self) -> bool:
+        """It goes on, as far as is known."""
+        return self.status in LIVE
