@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from textual import work
 from textual.app import App, SystemCommand
+from textual.events import Event, Paste
 from textual.screen import Screen
 
 from console.actions import bindings
@@ -85,6 +86,12 @@ class KdConsoleApp(App[str]):
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """See Textual. Everything in the palette comes from the registry of actions."""
         return ()
+
+    async def on_event(self, event: Event) -> None:
+        """See Textual. A line shows what is pasted into it as it is, so nothing may be in it that steers a terminal."""
+        if isinstance(event, Paste):
+            event = Paste(clean("\n".join(event.text.splitlines()), keep="\n"))
+        await super().on_event(event)
 
     # Ways to screens
 

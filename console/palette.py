@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+VERMILLION_DARKER, GREEN_DARKER, PURPLE_DARKER = "#B03A00", "#006B4E", "#964572"
+"""What stands for three of them on a light ground, where they are too faint to be read as text."""
 
 RUN_COLOURS_DARK = (SKY, ORANGE, GREEN, PURPLE, YELLOW, VERMILLION)
-RUN_COLOURS_LIGHT = (BLUE, VERMILLION, GREEN, PURPLE, "#8A6D00", "#5A5A5A")
+RUN_COLOURS_LIGHT = (BLUE, VERMILLION_DARKER, GREEN_DARKER, PURPLE_DARKER, "#8A6D00", "#5A5A5A")
 """One for each run that is laid over another; light backgrounds need darker ones."""
 
 

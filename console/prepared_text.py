@@ -89,7 +89,11 @@ def _rows(room: Room, width: int) -> list[Content]:
     for row in (*needed.memory, *needed.disk):
         where = POOLS["host" if needed.shared and row.where == "device" else row.where]
         how = Content.styled(clean(row.how, 500), "$foreground-muted")
-        cells = [Content(row.name), *([Content.styled(where, "$foreground-muted")] if pool else []), Content(gib(row.bytes))]
+        cells = [
+            Content(row.name),
+            *([Content.styled(where, "$foreground-muted")] if pool else []),
+            Content(gib(row.bytes)),
+        ]
         widths = [max(4, min(24, width - (23 if pool else 11))), *([10] if pool else []), -7]
         if inline:
             lines += _shift(columns([*cells, how], [*widths, width - sum(map(abs, widths)) - 8]))
@@ -121,7 +125,9 @@ def _values(values: Iterable[Value], width: int) -> list[Content]:
     for value in rows:
         shown = Content(value.text)
         if value.differs and value.default is not None:
-            shown = Content.assemble(value.text, ("   default ", "$foreground-muted"), (value.default, "$foreground-muted"))
+            shown = Content.assemble(
+                value.text, ("   default ", "$foreground-muted"), (value.default, "$foreground-muted")
+            )
         style = "bold $foreground" if value.differs else "$foreground-muted"
         lines += _shift(columns([Content.styled(value.key, style), shown], [left, max(8, width - left - 4)]))
     return lines

@@ -188,7 +188,7 @@ def _quick_row(path: Path, now: float) -> Row:
     if end is not None:
         return replace(row, status=end.status, reason=end.reason)
     if record is not None:
-        return replace(row, status="CRASHED", reason=f"the run ended without an end event: {record.describe()}")
+        return replace(row, status="CRASHED", reason=f"{record.describe()}, without an end event; see launch.log")
     if manifest.remote is not None:
         return replace(row, status=UNASKED, reason=_elsewhere(manifest.remote))
     return _with_host_state(row, state, now, heard=bool(events))

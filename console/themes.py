@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from textual.theme import Theme
 
-from console.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, YELLOW
+from console.palette import (
+    BLUE,
+    GREEN,
+    GREEN_DARKER,
+    ORANGE,
+    PURPLE,
+    PURPLE_DARKER,
+    SKY,
+    VERMILLION,
+    VERMILLION_DARKER,
+    YELLOW,
+)
 
 _GREEN_LIGHTER, _VERMILLION_LIGHTER = "#2BB78D", "#F2744A"
-_BLUE_DARKER, _GREEN_DARKER, _ORANGE_DARKER = "#00659E", "#006B4E", "#855600"
-_VERMILLION_DARKER, _PURPLE_DARKER = "#B03A00", "#964572"
+_BLUE_DARKER, _ORANGE_DARKER = "#00659E", "#855600"
 
 DARK = Theme(
     name="kdconsole-dark",
@@ -52,11 +62,11 @@ LIGHT = Theme(
     name="kdconsole-light",
     dark=False,
     primary=_BLUE_DARKER,
-    secondary=_PURPLE_DARKER,
-    accent=_PURPLE_DARKER,
-    success=_GREEN_DARKER,
+    secondary=PURPLE_DARKER,
+    accent=PURPLE_DARKER,
+    success=GREEN_DARKER,
     warning=_ORANGE_DARKER,
-    error=_VERMILLION_DARKER,
+    error=VERMILLION_DARKER,
     foreground="#1B2129",
     background="#FFFFFF",
     surface="#F4F6F8",
@@ -84,10 +94,10 @@ LIGHT = Theme(
 
 THEMES = (DARK, LIGHT)
 HUES = {
-    GREEN: (_GREEN_LIGHTER, _GREEN_DARKER),
-    VERMILLION: (_VERMILLION_LIGHTER, _VERMILLION_DARKER),
+    GREEN: (_GREEN_LIGHTER, GREEN_DARKER),
+    VERMILLION: (_VERMILLION_LIGHTER, VERMILLION_DARKER),
     ORANGE: (ORANGE, _ORANGE_DARKER),
-    PURPLE: (PURPLE, _PURPLE_DARKER),
+    PURPLE: (PURPLE, PURPLE_DARKER),
     BLUE: (BLUE, _BLUE_DARKER),
 }
 """Each of the published colours, and what stands for it on the dark and on the light ground."""

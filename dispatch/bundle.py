@@ -54,4 +54,4 @@ def engine_bundle(root: Path = ROOT) -> Bundle:
 
 
 def _is_made(path: Path) -> bool:
-    return "__pycache__" in path.parts or path.name.startswith(".") or path.suffix in (".pyc", ".pyo", ".swp", ".orig")
+    return path.name.startswith(".") or path.suffix in (".pyc", ".pyo", ".swp", ".orig")

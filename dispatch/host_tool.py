@@ -29,6 +29,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,11 +37,13 @@ MAX_REQUEST = 32 << 20
 MAX_FILES = 100_000
 MAX_DEPTH = 32
 CHUNK = 1 << 20
+SMALL = 64 << 10
+"""So few bytes are hashed sooner than another thread is told to."""
 ACK_BYTES = 4 << 20
-SYNC_BYTES = 64 << 20
+SYNC_BYTES = 32 << 20
 IDLE_SECONDS = 30.0
 """A sender that is silent for so long is gone, whatever the connection says; what came from it stays."""
-DECIDE_SECONDS = 3600.0
+DECIDE_SECONDS = 300.0
 """So long the sender may read through its own file before it goes on with one that is here in part."""
 LOCK_SECONDS = 3600.0
 BUSY_SECONDS = 2.0
@@ -234,23 +237,40 @@ def lock(open_it: Callable[[], int], look: Callable[[], os.stat_result], what: s
 
 
 class Writer:
-    """Writes a file in order, computes its SHA-256, and lets the disk work meanwhile."""
+    """Writes a file in order; meanwhile the SHA-256 is computed, and the disk works, in threads of their own."""
 
     def __init__(self, descriptor: int, digest: Any) -> None:
-        self.digest = digest
+        self._digest = digest
         self._descriptor = descriptor
         self._unsynced = 0
         self._syncing: threading.Thread | None = None
+        self._hasher = ThreadPoolExecutor(1)
+        self._hashing: Future[None] | None = None
 
     def write(self, data: bytes) -> None:
         """The next bytes."""
+        self._hashed()
+        if len(data) < SMALL:
+            self._digest.update(data)
+        else:
+            self._hashing = self._hasher.submit(self._digest.update, data)
         write_all(self._descriptor, data)
-        self.digest.update(data)
         self._unsynced += len(data)
         if self._unsynced >= SYNC_BYTES and (self._syncing is None or not self._syncing.is_alive()):
             self._unsynced = 0
             self._syncing = threading.Thread(target=self._sync, daemon=True)
             self._syncing.start()
+
+    def _hashed(self) -> None:
+        if self._hashing is not None:
+            self._hashing.result()
+            self._hashing = None
+
+    def hexdigest(self) -> str:
+        """SHA-256 of all that was written."""
+        self._hashed()
+        found: str = self._digest.hexdigest()
+        return found
 
     def _sync(self) -> None:
         with contextlib.suppress(OSError):  # told again, and heard, at the end
@@ -266,7 +286,8 @@ class Writer:
             except OSError as error:
                 failed.append(error)
 
-        self.join()
+        if self._syncing is not None:
+            self._syncing.join()
         self._syncing = threading.Thread(target=sync, daemon=True)
         self._syncing.start()
         while self._syncing.is_alive():
@@ -277,7 +298,8 @@ class Writer:
             raise failed[0]
 
     def join(self) -> None:
-        """Waits for the disk, so that the descriptor can be closed."""
+        """Waits for the threads, so that the descriptor can be closed."""
+        self._hasher.shutdown()
         if self._syncing is not None:
             self._syncing.join()
 
@@ -503,8 +525,7 @@ def _receive_file(
         raise OSError(error.errno, error.strerror, os.path.join(root, name + PART)) from None
     finally:
         writer.join()
-    found: str = writer.digest.hexdigest()
-    return found
+    return writer.hexdigest()
 
 
 def _commit(root: str, name: str, part: int, digest: str, expected: str | None, source: Input) -> None:

@@ -169,7 +169,8 @@ class _Part:
     @property
     def sha256(self) -> str:
         """Of what is there."""
-        return (self._digest if self._writer is None else self._writer.digest).hexdigest()
+        found: str = (self._digest if self._writer is None else self._writer).hexdigest()
+        return found
 
     def start(self, offset: int, size: int) -> None:
         """Cuts it, and writes on from there."""

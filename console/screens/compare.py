@@ -148,7 +148,9 @@ class CompareScreen(ChartActions, GuardedScreen[None]):
         parts = [Part.of(1, Content.styled("kdconsole", "bold")), Part.of(3, f"comparing {len(self.paths)} runs")]
         right = [Part.of(2, Content.styled(waiting, "$foreground-muted"))]
         line = fit(
-            [*parts, Part.of(0, Content.styled(" · ".join(names), "$foreground-muted"))], right, max(1, self.size.width - 2)
+            [*parts, Part.of(0, Content.styled(" · ".join(names), "$foreground-muted"))],
+            right,
+            max(1, self.size.width - 2),
         )
         self.query_one("#compared", Static).update(line)
 
@@ -187,10 +189,10 @@ class CompareScreen(ChartActions, GuardedScreen[None]):
         self.app.say(f"copied {len(lines):,} lines of the table")
 
     def action_export(self) -> None:
-        """Writes the table as CSV and the chart as SVG into the working directory, never over what is there."""
+        """Writes the table as CSV and the chart as a picture into the working directory, never over what is there."""
         read = self._read
         title = " · ".join(labels(read.runs))
-        contents = {".csv": as_csv(read.runs, read.sections), ".svg": self.chart.svg(title)}
+        contents = {".csv": as_csv(read.runs, read.sections), **self.chart.pictures(title)}
         try:
             written = write_new(Path.cwd(), "compare", contents)
         except OSError as error:

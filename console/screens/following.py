@@ -168,4 +168,6 @@ class FollowingScreen(GuardedScreen[None]):
             self.app.alert(f"{self.run_dir.id}: ✘ FAIL {identifier}", "error")
         if ended - before:
             how = f"{state.end.status}: {state.end.reason}" if state.end else "it ended without a word"
-            self.app.alert(f"{self.run_dir.id}: {how}", "information" if not failed and state.end else "error")
+            self.app.alert(
+                f"{self.run_dir.id}: {how}", "information" if state.end and state.end.exit_code == 0 else "error"
+            )

@@ -349,7 +349,9 @@ class RunScreen(ChartActions, FollowingScreen):
         """Writes the pane's data or picture to files in the working directory; never over one that is there."""
         if self._pane == "chart":
             title = f"{self.run_dir.id} {self.latest.state.phase}"
-            contents = {".csv": self.chart.csv(), ".svg": self.chart.svg(title)}
+            contents: dict[str, str | bytes] = {".csv": self.chart.csv(), **self.chart.pictures(title)}
+        elif self._pane == "log":
+            contents = {".txt": self.query_one(LogPane).all_text() + "\n"}
         else:
             contents = {".txt": self._named(self._pane).copy_text() + "\n"}
         try:

@@ -16,11 +16,11 @@ _DARK = {
 }
 _LIGHT = {
     "total": palette.BLUE,
-    "ce": palette.VERMILLION,
-    "kd": palette.PURPLE,
+    "ce": palette.VERMILLION_DARKER,
+    "kd": palette.PURPLE_DARKER,
     "held-out": "#8A6D00",
     "agreement": palette.BLUE,
-    "cosine": palette.VERMILLION,
+    "cosine": palette.VERMILLION_DARKER,
 }
 _ANSI = {
     "total": "ansi_blue",

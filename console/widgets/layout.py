@@ -13,7 +13,7 @@ from console.palette import Mark
 
 ELLIPSIS = "…"
 MUTED = "$foreground-muted"
-"""The style of what is less important. Not `$foreground-muted`: where a theme has it chosen by contrast, it is not muted."""
+"""The style of what is less important. Not `$text-muted`: where a theme chooses that by contrast, it is not muted."""
 NOT_GIVEN = "n/a"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _FULL, _REST = "█", "─"

@@ -50,7 +50,9 @@ class ModeSwitch(Widget, can_focus=True):
     def _words(self) -> list[Content]:
         def word(mode: Mode) -> Content:
             chosen = mode == self.mode
-            return Content.styled(f"{'◉' if chosen else '○'} {mode}", "bold $primary" if chosen else "$foreground-muted")
+            return Content.styled(
+                f"{'◉' if chosen else '○'} {mode}", "bold $primary" if chosen else "$foreground-muted"
+            )
 
         words = [word("smoke"), Content("   "), word("train")]
         told = Content.styled(f"   {MODES[self.mode]}", "$foreground-muted")

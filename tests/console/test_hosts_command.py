@@ -256,9 +256,15 @@ class OnTerminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def end(self) -> int:
-        deadline = time.monotonic() + 30
-        while self._read() or self._process.poll() is None:
+    def end(self, again: str = "") -> int:
+        """Reads to the end, typing `again` where nothing comes for seconds; returns the exit code."""
+        deadline, patience = time.monotonic() + 30, time.monotonic() + 3
+        while (came := self._read()) or self._process.poll() is None:
+            if came:
+                patience = time.monotonic() + 3
+            elif time.monotonic() > patience:
+                self.type(again)
+                patience = time.monotonic() + 3
             if time.monotonic() > deadline:
                 self._process.kill()
         os.close(self._master)
@@ -297,7 +303,8 @@ def test_anything_but_yes_trusts_nothing(rig: Rig, tmp_path: Path, answer: str, 
     terminal = OnTerminal("hosts", "trust", "gx10")
     terminal.until("Type yes: ")
     terminal.type(answer)
-    assert terminal.end() == code
+    # Python misses a Ctrl-C in the very moment in which it begins to wait for a line; who is ignored presses it again.
+    assert terminal.end(again=answer if answer == "\x03" else "") == code
     assert ("nothing was written" if code == ExitCode.CONNECTION else "interrupted") in terminal.shown
     assert "Traceback" not in terminal.shown
     assert not (tmp_path / "kd" / "known_hosts").exists()

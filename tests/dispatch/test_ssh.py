@@ -342,11 +342,11 @@ def test_the_quickest_cipher_comes_first_and_nothing_is_compressed(rig: Rig) -> 
 def test_a_connection_that_is_killed_is_an_error_once_and_then_made_again(tmp_path: Path) -> None:
     async def work(t: SSHTransport, rig: Rig) -> None:
         await t.stat("/")
-        running = asyncio.create_task(t.run(["sleep", "60"], timeout=600))
+        running = asyncio.create_task(t.run(["sleep", "4"], timeout=600))
         await asyncio.sleep(0.2)
         for pid in rig.sessions():
             os.kill(pid, signal.SIGKILL)
-        with pytest.raises(TransportError, match="gx10: sleep 60: ") as caught:
+        with pytest.raises(TransportError, match="gx10: sleep 4: ") as caught:
             await running
         assert caught.value.exit_code == ExitCode.CONNECTION
         assert not isinstance(caught.value, HostRefusal)
@@ -441,7 +441,7 @@ async def _seconds_to_notice(rig: Rig, keepalive_seconds: float | None, again: b
         given = {} if keepalive_seconds is None else {"keepalive_seconds": keepalive_seconds}
         t = SSHTransport(host, rig.environ, **given)
         await t.stat("/")
-        running = asyncio.create_task(t.run(["sleep", "120"], timeout=600))
+        running = asyncio.create_task(t.run(["sleep", "30" if keepalive_seconds is None else "5"], timeout=600))
         await asyncio.sleep(0.2)
         proxy.freeze()
         began = time.monotonic()

@@ -393,7 +393,7 @@ def test_what_pip_cannot_install_is_told_and_the_next_attempt_goes_on(
     monkeypatch.setattr("dispatch.staging.requirements", lambda: ["no-such-package-at-all>=1"])
     with pytest.raises(HostToolError, match=r"pip ended with code 1: ERROR: No matching distribution.*no-such-package"):
         over_ssh(sshd, lambda transport: bootstrap(transport, host, said.append, environ={"PIP_NO_INDEX": "1"}))
-    monkeypatch.setattr("dispatch.staging.requirements", lambda: ["numpy"])
+    monkeypatch.setattr("dispatch.staging.requirements", lambda: ["torch>=99", "numpy"])
     monkeypatch.setattr("dispatch.staging._VERIFY", 'print(\'{"torch": "x", "cuda": null, "devices": 0}\')')
     made = over_ssh(sshd, lambda transport: bootstrap(transport, host, said.append, environ={"PIP_NO_INDEX": "1"}))
     assert made.made
