@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from console.bootstrap_command import bootstrap_command
 from engine.errors import ConfigError
 from engine.text import clean
 
@@ -297,6 +298,9 @@ _LOOK: Final = (
 )
 """Whether a directory is there and can be written to, or can be made: what of its path exists decides."""
 _VERSION: Final = "import platform; print(platform.python_version())"
+
+
+hosts_group.add_command(bootstrap_command)
 
 
 async def _check(host: Host, found: dict[str, Any]) -> None:

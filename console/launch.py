@@ -11,7 +11,7 @@ from pathlib import Path
 from dispatch import runs
 from dispatch.manifest import EXIT, SUMS, Remote
 from dispatch.places import Place, Reach
-from dispatch.supervisor import write_atomic
+from dispatch.supervisor import read_regular, write_atomic
 from engine.config import RunConfig, load_config
 from engine.errors import ConfigError, DataError, ExitCode, RunError
 from engine.falsifiers import builtin_contract, parse_contract
@@ -98,11 +98,7 @@ def contract_text(config: RunConfig) -> str:
         return builtin_contract(config.mode)
     path = Path(config.contract.path)
     try:
-        if path.stat().st_size > MAX_CONTRACT_BYTES:
-            raise ConfigError(
-                f"contract {path}: {path.stat().st_size:,} bytes", expected=f"at most {MAX_CONTRACT_BYTES:,}"
-            )
-        return path.read_text(encoding="utf-8")
+        return read_regular(path, MAX_CONTRACT_BYTES).decode()
     except OSError as error:
         raise ConfigError(f"contract {path}: {error.strerror}", expected="a YAML file or builtin") from None
     except UnicodeDecodeError:

@@ -13,8 +13,8 @@ import msgspec
 
 from console.launch import check, contract_text
 from console.room import Room, look
+from console.run_files import read_exit
 from dispatch import runs
-from dispatch.manifest import EXIT, ExitRecord, decode
 from engine.config import ConfigProblems, Data, RunConfig, Student, Teacher, gate_fingerprint, load_config
 from engine.errors import ConfigError, ExitCode, KdError
 from engine.falsifiers import parse_contract
@@ -27,7 +27,6 @@ Outcome = Literal["PASS", "FAIL", "PENDING", "UNKNOWN"]
 
 MAX_FILES = 200
 """YAML files of the working directory that are offered."""
-MAX_EXIT_BYTES = 1 << 16
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -142,11 +141,10 @@ def passed_smoke(config: RunConfig, evidence: Path) -> str | None:
 
 def _ended_well(run: Path) -> bool:
     try:
-        with (run / EXIT).open("rb") as file:
-            raw = file.read(MAX_EXIT_BYTES)
-        return decode(ExitRecord, raw, EXIT).exit_code == ExitCode.OK
-    except (OSError, KdError):
+        record = read_exit(run)
+    except KdError:
         return False
+    return record is not None and record.exit_code == ExitCode.OK
 
 
 def _resolve(draft: Draft, environ: Mapping[str, str]) -> RunConfig:

@@ -10,10 +10,9 @@ from console.columns import columns, indented, stacked
 from console.palette import Mark, verdict_mark
 from console.prepare import Check, Prepared, Value
 from console.report import duration
-from console.room import Room, document, gib
+from console.room import POOLS, Room, gib, pool_of, pools
 from engine.text import clean
 
-POOLS = {"device": "GPU memory", "host": "memory", "disk": "disk"}
 _WIDE = 84
 """Columns from which on a table has room for how its rows were computed."""
 _MEDIUM = 44
@@ -56,24 +55,13 @@ def what(prepared: Prepared) -> str:
     return f"{config.mode} {teacher} > {student}, {steps}"
 
 
-def shortages(room: Room) -> list[str]:
-    """One sentence for each pool that has too little."""
-    return [
-        f"{POOLS[short.where]}: {gib(short.needed)} GiB needed, {gib(short.free)} GiB free" for short in room.shortages
-    ]
-
-
 def _totals(room: Room, width: int) -> list[Content]:
     """What is needed in all beside what is free."""
-    told = document(room)
-    need, free = told["needed_bytes"], told["free_bytes"]
-    assert isinstance(need, dict)
-    assert isinstance(free, dict)
     short = {each.where for each in room.shortages}
     lines: list[Content] = []
-    for pool, bytes_ in need.items():
-        known = "free is not known" if free[pool] is None else f"{gib(free[pool])} GiB free"
-        mark = verdict_mark("FAIL" if pool in short else "UNKNOWN" if free[pool] is None else "PASS")
+    for pool, bytes_, free in pools(room):
+        known = "free is not known" if free is None else f"{gib(free)} GiB free"
+        mark = verdict_mark("FAIL" if pool in short else "UNKNOWN" if free is None else "PASS")
         end = ": too little" if pool in short else ""
         lines += _marked(mark, f"{POOLS[pool]}: {gib(bytes_)} GiB needed, {known}{end}", width)
     for note in room.estimate.notes:
@@ -87,7 +75,7 @@ def _rows(room: Room, width: int) -> list[Content]:
     inline, pool = width >= _WIDE, width >= _MEDIUM
     lines = indented(Content.styled(f"on {needed.device} in {needed.precision}", "$foreground-muted"), 2, width)
     for row in (*needed.memory, *needed.disk):
-        where = POOLS["host" if needed.shared and row.where == "device" else row.where]
+        where = pool_of(needed, row)
         how = Content.styled(clean(row.how, 500), "$foreground-muted")
         cells = [
             Content(row.name),

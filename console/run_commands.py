@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from console.command import evidence_option, finish, narrator, need_terminal, open_screen
-from engine.errors import ExitCode
+from engine.errors import ExitCode, KdError
 
 
 @click.command()
@@ -113,8 +113,9 @@ def runs_command(as_json: bool, evidence: Path) -> None:
                         raise TransportError(silent[where])
                     told = await reach.place(each).status()
                     rows.append((each, told.state, told.exit.describe() if told.exit else ""))
-                except TransportError as error:
-                    silent[where] = str(error)  # asked once, not once a run
+                except KdError as error:
+                    if isinstance(error, TransportError):
+                        silent[where] = str(error)  # asked once, not once a run
                     rows.append((each, "unknown", str(error)))
         return rows
 

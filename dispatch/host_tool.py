@@ -37,7 +37,7 @@ MAX_REQUEST = 32 << 20
 MAX_FILES = 100_000
 MAX_DEPTH = 32
 CHUNK = 1 << 20
-SMALL = 64 << 10
+SMALL = 512 << 10
 """So few bytes are hashed sooner than another thread is told to."""
 ACK_BYTES = 4 << 20
 SYNC_BYTES = 32 << 20

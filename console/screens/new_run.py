@@ -22,8 +22,8 @@ from console.actions import Where, bindings
 from console.launch import Job
 from console.palette import verdict_mark
 from console.prepare import Draft, Prepared, prepare, yaml_files
-from console.prepared_text import prepared_text, shortages, what
-from console.room import OVERRIDE
+from console.prepared_text import prepared_text, what
+from console.room import OVERRIDE, advice, shortage
 from console.screens.confirm import ConfirmScreen
 from console.screens.guarded import GuardedScreen
 from console.widgets.flow import Flow
@@ -223,7 +223,11 @@ class NewRunScreen(GuardedScreen[None]):
             bad = verdict_mark("FAIL")
             return bad.glyph, bad.style, "1 thing is wrong" if count == 1 else f"{count} things are wrong"
         if prepared.room is not None and prepared.room.shortages:
-            return "⚠", "$warning", "too little " + ", ".join(shortages(prepared.room)) + "; start asks first"
+            return (
+                "⚠",
+                "$warning",
+                "too little " + ", ".join(map(shortage, prepared.room.shortages)) + "; start asks first",
+            )
         good = verdict_mark("PASS")
         return good.glyph, good.style, f"ready: {what(prepared)}"
 
@@ -250,7 +254,7 @@ class NewRunScreen(GuardedScreen[None]):
             self.notify(first + more, title="not started", severity="error", markup=False)
             self.query_one("#details").scroll_visible(top=True)
             return
-        short = [] if prepared.room is None else shortages(prepared.room)
+        short = [] if prepared.room is None else prepared.room.shortages
         job = Job(
             prepared.config, self._evidence, clean(self.query_one("#name", Input).value.strip(), MAX_NAME) or None
         )
@@ -259,7 +263,11 @@ class NewRunScreen(GuardedScreen[None]):
             return
         forced = replace(job, overrides=(OVERRIDE,))
         consequences = "\n".join(
-            [*short, "It may be killed for memory, or fail when it saves. Its manifest says that it was forced."]
+            [
+                *map(shortage, short),
+                f"To make it fit: {advice(short)}.",
+                "It may be killed for memory, or fail when it saves. Its manifest says that it was forced.",
+            ]
         )
         question = f"Start this {RUNS[prepared.config.mode]} although there is too little room?"
 

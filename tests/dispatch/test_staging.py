@@ -277,7 +277,10 @@ def test_staging_goes_on_after_its_console_was_killed(sshd: Rig, tmp_path: Path)
     assert contents(place) == contents(source)
 
 
-def test_staging_goes_on_through_killed_connections(sshd: Rig, tmp_path: Path, hashes: LocalHashes) -> None:
+def test_staging_goes_on_through_killed_connections(
+    sshd: Rig, tmp_path: Path, hashes: LocalHashes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dispatch.transfer.PROGRESS_SECONDS", 0.0)
     source, said, kills = model(tmp_path / "m", 4 * MIB, 40 * MIB, 4 * MIB), list[str](), [8 * MIB, 24 * MIB, 46 * MIB]
 
     def kill(progress: Progress) -> None:

@@ -90,6 +90,13 @@ class KillOnce:
                 self.killed += 1
 
 
+@pytest.fixture
+def step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little is on its way at a time and all of it is told, so that a test can step in between."""
+    monkeypatch.setattr("dispatch.ssh_stream.WINDOW", 2 * MIB)
+    monkeypatch.setattr("dispatch.transfer.PROGRESS_SECONDS", 0.0)
+
+
 # Whole files
 
 Use = Callable[[Callable[[Transport], Awaitable[object]]], object]
@@ -171,9 +178,10 @@ def test_a_part_of_something_else_is_begun_anew(use: Use, tmp_path: Path, damage
     assert (tmp_path / "here").read_bytes() == (tmp_path / "there").read_bytes() == whole
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_a_fetch_whose_connection_is_killed_goes_on_where_it_was(sshd: Rig, tmp_path: Path) -> None:
-    sha256 = make(tmp_path / "source", 48 * MIB)
-    kill, said = KillOnce(sshd, 12 * MIB), list[str]()
+    sha256 = make(tmp_path / "source", 24 * MIB)
+    kill, said = KillOnce(sshd, 6 * MIB), list[str]()
 
     async def scenario(transport: Transport) -> Transferred:
         return await resuming(
@@ -184,21 +192,22 @@ def test_a_fetch_whose_connection_is_killed_goes_on_where_it_was(sshd: Rig, tmp_
     fetched = over_ssh(sshd, scenario)
     assert kill.killed
     assert fetched.sha256 == sha256
-    assert 12 * MIB <= fetched.resumed < 48 * MIB
+    assert 6 * MIB <= fetched.resumed < 24 * MIB
     assert any("connection lost" in line for line in said)
     assert (tmp_path / "here").read_bytes() == (tmp_path / "source").read_bytes()
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_a_sending_whose_connection_is_killed_goes_on_where_it_was(sshd: Rig, tmp_path: Path) -> None:
-    sha256 = make(tmp_path / "source", 48 * MIB)
-    kill = KillOnce(sshd, 12 * MIB)
+    sha256 = make(tmp_path / "source", 24 * MIB)
+    kill = KillOnce(sshd, 6 * MIB)
 
     async def scenario(transport: Transport) -> Transferred:
         return await resuming(lambda: put(transport, tmp_path / "source", str(tmp_path / "there"), progress=kill))
 
     sent = over_ssh(sshd, scenario)
     assert kill.killed
-    assert (sent.sha256, 12 * MIB <= sent.resumed < 48 * MIB) == (sha256, True)
+    assert (sent.sha256, 6 * MIB <= sent.resumed < 24 * MIB) == (sha256, True)
     assert (tmp_path / "there").read_bytes() == (tmp_path / "source").read_bytes()
 
 
@@ -248,10 +257,8 @@ def test_of_a_file_that_grew_since_its_manifest_the_beginning_is_taken(use: Use,
     assert hashlib.sha256((tmp_path / "here").read_bytes()).hexdigest() == sha256
 
 
-def test_a_file_that_is_changed_while_it_is_fetched_is_noticed(
-    use: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dispatch.ssh_stream.WINDOW", 2 * MIB)  # so that the host does not hurry through all of it
+@pytest.mark.usefixtures("step_by_step")
+def test_a_file_that_is_changed_while_it_is_fetched_is_noticed(use: Use, tmp_path: Path) -> None:
     make(tmp_path / "source", 24 * MIB)
 
     def touch(progress: Progress) -> None:
@@ -262,6 +269,7 @@ def test_a_file_that_is_changed_while_it_is_fetched_is_noticed(
     assert not (tmp_path / "here").exists()
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_a_file_that_is_changed_while_it_is_sent_is_noticed(use: Use, tmp_path: Path) -> None:
     make(tmp_path / "source", 24 * MIB)
 
@@ -290,19 +298,20 @@ def test_only_a_regular_file_is_fetched_and_the_reason_is_told(use: Use, tmp_pat
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.usefixtures("step_by_step")
 def test_a_full_disk_is_one_clear_message_and_what_came_is_kept(use: Use, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    if os.system(f"mount -t tmpfs -o size=48m tmpfs {small} 2>/dev/null") != 0:
+    if os.system(f"mount -t tmpfs -o size=24m tmpfs {small} 2>/dev/null") != 0:
         pytest.skip("no mount here")
     try:
-        sha256 = make(tmp_path / "source", 40 * MIB)
-        make(small / "other", 20 * MIB, 1)
+        sha256 = make(tmp_path / "source", 20 * MIB)
+        make(small / "other", 10 * MIB, 1)
         for scenario in (
             lambda transport: get(transport, str(tmp_path / "source"), small / "here"),
             lambda transport: put(transport, tmp_path / "source", str(small / "there")),
         ):
-            with pytest.raises(RunError, match=r"the disk is full: 41,943,040 bytes are to come, [\d,]+ are free"):
+            with pytest.raises(RunError, match=r"the disk is full: 20,971,520 bytes are to come, [\d,]+ are free"):
                 use(scenario)
 
         # Somebody else takes the space once half of it is there.
@@ -311,7 +320,7 @@ def test_a_full_disk_is_one_clear_message_and_what_came_is_kept(use: Use, tmp_pa
         def fill(progress: Progress) -> None:
             if progress.done >= 2 * MIB and not (small / "other").exists():
                 with contextlib.suppress(OSError):
-                    make(small / "other", 40 * MIB, 1)
+                    make(small / "other", 20 * MIB, 1)
 
         for name, scenario in {
             "here": lambda transport: get(transport, str(tmp_path / "source"), small / "here", progress=fill),
@@ -423,10 +432,11 @@ def test_a_directory_is_fetched_without_what_is_no_regular_file(use: Use, tmp_pa
     assert (here / "b" / "d" / "e").read_bytes() == (there / "b" / "d" / "e").read_bytes()
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_a_fetched_directory_goes_on_after_a_killed_connection(sshd: Rig, tmp_path: Path) -> None:
     there = tmp_path / "there"
-    sums = {f"f{index}": make(there / f"f{index}", 8 * MIB, index) for index in range(4)}
-    kill = KillOnce(sshd, 12 * MIB)
+    sums = {f"f{index}": make(there / f"f{index}", 4 * MIB, index) for index in range(4)}
+    kill = KillOnce(sshd, 6 * MIB)
     found = over_ssh(
         sshd,
         lambda transport: resuming(
@@ -435,7 +445,7 @@ def test_a_fetched_directory_goes_on_after_a_killed_connection(sshd: Rig, tmp_pa
     )
     assert kill.killed
     assert {name: each.sha256 for name, each in found.files.items()} == sums
-    assert found.files["f0"].resumed == 8 * MIB
+    assert found.files["f0"].resumed == 4 * MIB
     assert found.files["f3"].resumed == 0
     assert all((tmp_path / "here" / name).read_bytes() == (there / name).read_bytes() for name in sums)
 
