@@ -11,10 +11,11 @@ smoke: $(VENV)/installed
 	$(BIN)/kdconsole --headless smoke
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 soak: $(VENV)/installed-test
 	$(BIN)/python tests/faults/harness.py --kills 200 --command-kills 20
+	KDCONSOLE_SOAK=1 $(BIN)/python -m pytest tests/dispatch/test_ssh.py -k within_16
 
 check: lint types contracts
 
@@ -28,11 +29,13 @@ types: $(VENV)/installed-test
 contracts: $(VENV)/installed-test
 	$(BIN)/lint-imports
 
-bench: $(VENV)/installed
+bench: $(VENV)/installed-bench
 	$(BIN)/python bench/kd_loss.py
 	$(BIN)/python bench/projection.py
 	$(BIN)/python bench/checkpoint.py
 	$(BIN)/python bench/wait_policy.py
+	$(BIN)/python bench/console.py
+	$(BIN)/python bench/dispatch.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
@@ -48,4 +51,8 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) install $(CONSTRAINTS) --editable '.[test]'
+	@touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed-test
+	$(PIP) install $(CONSTRAINTS) --editable '.[bench,test]'
 	@touch $@

@@ -16,6 +16,7 @@ from engine.config import RunConfig, load_config
 from engine.errors import ConfigError, DataError, ExitCode, RunError
 from engine.falsifiers import builtin_contract, parse_contract
 from engine.formats import inspect_model_dir, resolve_builtin
+from engine.schema import ON_HOST
 from engine.text import clean
 from engine.vocabulary import check_vocabulary
 
@@ -42,22 +43,38 @@ class Job:
         return self.config.mode == "smoke"
 
 
-def check(config: RunConfig) -> str:
+def check(config: RunConfig, host: str | None = None) -> str:
     """Everything that can be refused before a process is started; returns the contract's text.
+
+    What is on the host already is looked at there, by the engine.
+
+    Args:
+        config: of the run.
+        host: where it is to run; None is this machine.
 
     Raises:
         ConfigError, ModelError, DataError: what is wrong, in one message.
     """
     text = contract_text(config)
     parse_contract(text, config.contract.path)
-    wanted = config.student
-    student = inspect_model_dir(resolve_builtin(wanted.source), "student", need_weights=not wanted.starts_random)
-    if config.teacher is not None:
-        teacher = inspect_model_dir(resolve_builtin(config.teacher.path), "teacher")
+    wanted, given, tokenizer = config.student, config.teacher, config.data.tokenizer
+    paths = [wanted.source, *([given.path] if given else []), *config.data.paths, *([tokenizer] if tokenizer else [])]
+    for path in paths:
+        if host is None and ON_HOST.match(path):
+            raise ConfigError(
+                f"{clean(path, 300)}: is on another machine", expected="a path of this one", do="run it there: --host"
+            )
+    student = teacher = None
+    if not ON_HOST.match(wanted.source):
+        student = inspect_model_dir(resolve_builtin(wanted.source), "student", need_weights=not wanted.starts_random)
+    if given is not None and not ON_HOST.match(given.path):
+        teacher = inspect_model_dir(resolve_builtin(given.path), "teacher")
+    if student is not None and teacher is not None:
         check_vocabulary(teacher.vocab_size, student.vocab_size, teacher.tokenizer_dir, student.tokenizer_dir)
-    _check_corpus(config.data.paths)
-    tokenizer = config.data.tokenizer
-    if tokenizer is not None and tokenizer != "builtin" and not (Path(tokenizer) / "tokenizer.json").is_file():
+    _check_corpus([path for path in config.data.paths if not ON_HOST.match(path)])
+    if tokenizer is None or tokenizer == "builtin" or ON_HOST.match(tokenizer):
+        return text
+    if not (Path(tokenizer) / "tokenizer.json").is_file():
         shown = clean(tokenizer, 300)
         raise DataError(
             f"data.tokenizer: {shown} has no tokenizer.json", expected="a directory that has one, or builtin"
@@ -135,7 +152,7 @@ async def make(job: Job, reach: Reach, say: Callable[[str], object]) -> runs.Run
         return await asyncio.to_thread(create, job)
     from dispatch.remote import prepare_host, send_run
 
-    contract = await asyncio.to_thread(check, job.config)
+    contract = await asyncio.to_thread(check, job.config, job.host)
     config, remote = await prepare_host(reach, job.host, job.config, say)
     run_dir = await asyncio.to_thread(_create, job, config, contract, remote)
     await send_run(reach, run_dir)

@@ -39,6 +39,8 @@ MAX_DEPTH = 32
 CHUNK = 1 << 20
 SMALL = 512 << 10
 """So few bytes are hashed sooner than another thread is told to."""
+PIECE = 32 << 10
+"""Bytes a write. Larger ones cost some kernels several times the time: they look for larger pages to put them in."""
 ACK_BYTES = 4 << 20
 SYNC_BYTES = 32 << 20
 IDLE_SECONDS = 30.0
@@ -254,7 +256,9 @@ class Writer:
             self._digest.update(data)
         else:
             self._hashing = self._hasher.submit(self._digest.update, data)
-        write_all(self._descriptor, data)
+        rest = memoryview(data)
+        for start in range(0, len(data), PIECE):
+            write_all(self._descriptor, rest[start : start + PIECE])
         self._unsynced += len(data)
         if self._unsynced >= SYNC_BYTES and (self._syncing is None or not self._syncing.is_alive()):
             self._unsynced = 0

@@ -168,7 +168,12 @@ def place_there(
     supervisor = str(PurePosixPath(engine, "dispatch", "supervisor.py"))
     command: Sequence[str] = (python, "-P", "-m", "engine", run_dir)
     return Place(
-        transport, run_dir, python, (supervisor,), {**(environment or {}), "PYTHONPATH": engine}, tuple(command)
+        transport,
+        run_dir,
+        python,
+        (supervisor,),
+        {**(environment or {}), "PYTHONPATH": engine, "PYTHONDONTWRITEBYTECODE": "1"},
+        tuple(command),
     )
 
 

@@ -29,6 +29,8 @@ CLOSE = 0.65
 """Likeness, 0 to 1, from which a name is offered in place of an unknown one."""
 
 _MAX_INTEGER = 2**63 - 1
+ON_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}:(?:/|~/)")
+"""How a path begins that is not on this machine: `host:/path`, `host:~/path`."""
 _MAX_SUGGESTIONS = 100  # far more than are ever shown; likeness to every key costs a millisecond each
 _NUMBER_KINDS = (ms.IntType, ms.FloatType)
 
@@ -155,6 +157,8 @@ class Walker:
         if value == "builtin" or value.startswith("builtin:"):
             if isinstance(builtins, tuple) and value not in builtins:
                 self.add(path, f"{show(value)}: expected {expected(kind)}{_did_you_mean(value, builtins)}")
+            return value
+        if ON_HOST.match(value):
             return value
         home = os.path.expanduser(value)
         if value.startswith("~") and home == value:

@@ -380,8 +380,7 @@ def test_an_environment_is_made_once_and_keeps_the_torch_that_is_there(
         assert second == dataclasses.replace(first, made=False, torch="x")
         from_itself = dataclasses.replace(host, python="")
         assert await base_python(transport, from_itself) == first.python
-        third = await bootstrap(transport, from_itself, said.append, environ=environ)
-        assert third == second
+        assert await bootstrap(transport, from_itself, said.append, environ=environ) == second
 
     over_ssh(sshd, scenario)
     assert any("keeping the torch" in line for line in said)
