@@ -42,6 +42,8 @@ async def prepare_host(reach: Reach, name: str, config: RunConfig, say: Say) -> 
     """
     transport = reach.transport(name)
     told = partial(_tell, say, name)
+    # A host that does not answer now is an error; one that is lost while something is sent is waited for.
+    await transport.stat("/")
     base = await resolve(transport, reach.host(name).run_dir)
     python = await python_of(transport)
     engine = await stage_engine(transport, base, python=python, say=told)

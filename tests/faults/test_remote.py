@@ -1,0 +1,163 @@
+"""Runs on another host, by the real command over a real sshd: the same numbers, found again, stopped, resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dispatch.hosts import add_host
+from tests import ssh_rig
+from tests.console_rig import Desk, Outcome, RunFiles, processes_of, until, write_corpus
+
+pytestmark = pytest.mark.skipif(ssh_rig.MISSING is not None and "CI" not in os.environ, reason=str(ssh_rig.MISSING))
+CONFIG = """\
+teacher: builtin:teacher
+student: builtin:student
+data: {path: corpus.txt, heldout_windows: 4}
+train: {steps: 4000, batch: 2, sequence: 32, threads: 1, warmup_steps: 5, learning_rate: 1.0e-3}
+checkpoint: {every_steps: 50, keep_last: 2}
+"""
+
+
+@dataclass
+class Afar:
+    """A desk, and a host that it reaches."""
+
+    desk: Desk
+    rig: ssh_rig.Rig
+    base: Path
+
+    def call(self, *arguments: str) -> Outcome:
+        return self.desk.call(*arguments, variables=self.variables)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {"HOME": self.rig.environ["HOME"], "KDCONSOLE_HOSTS": self.rig.environ["KDCONSOLE_HOSTS"]}
+
+    def there(self, run: RunFiles) -> RunFiles:
+        """The same run's directory on the host."""
+        return RunFiles(self.base / "runs" / run.path.name)
+
+
+@pytest.fixture(scope="module")
+def afar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Afar]:
+    root = tmp_path_factory.mktemp("afar")
+    desk, base = Desk(root), root / "base"
+    write_corpus(desk.cwd / "corpus.txt")
+    desk.write("config.yaml", CONFIG)
+    (root / "host").mkdir()
+    with ssh_rig.running_sshd(root / "host") as rig:
+        given = {"address": "127.0.0.1", "port": rig.port, "identity": str(rig.identity)}
+        add_host("gx10", {**given, "python": sys.executable, "run_dir": str(base)}, rig.environ)
+        afar = Afar(desk, rig, base)
+        key = rig.key.get_fingerprint("sha256")
+        trusted = afar.call("hosts", "trust", "gx10", "--fingerprint", key)
+        assert trusted.rc == 0, trusted.said
+        try:
+            yield afar
+        finally:
+            for pid in processes_of(base):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            desk.clear()
+
+
+def test_a_smoke_on_a_host_has_the_numbers_of_the_same_smoke_here(afar: Afar, tmp_path: Path) -> None:
+    arguments = ("--headless", "smoke", "config.yaml", "--max-steps", "12", "--set", "train.seed=3")
+    away = afar.call(*arguments, "--host", "gx10", "--evidence", str(tmp_path / "away"))
+    assert away.rc == 0, away.said
+    assert "GO max_steps is reached" in away.text
+    here = afar.call(*arguments, "--evidence", str(tmp_path / "here"))
+    assert here.rc == 0, here.said
+    [path] = (tmp_path / "away").iterdir()
+    [other] = (tmp_path / "here").iterdir()
+    keep = ("step", "loss", "ce", "kd", "lr", "grad_norm", "tokens")
+    ours, theirs = (
+        [{key: event[key] for key in keep} for event in RunFiles(each).events("step")] for each in (path, other)
+    )
+    assert ours == theirs
+    assert len(ours) == 12
+    for name in ("events.jsonl", "launch.log", "supervisor.jsonl", "exit.json", "dispatch.json", "config.yaml"):
+        assert (path / name).read_bytes() == (afar.base / "runs" / path.name / name).read_bytes(), name
+    assert str(afar.base / "store") in (path / "config.yaml").read_text()
+    afar.rig.end()
+    try:
+        offline = afar.call("--headless", "attach", str(path))
+        assert offline.rc == 0, offline.said
+    finally:
+        afar.rig.restart()
+
+
+def test_a_training_is_left_found_stopped_and_resumed_through_lost_connections(afar: Afar) -> None:
+    watching = afar.desk.start("--headless", "train", "config.yaml", "--host", "gx10", variables=afar.variables)
+    run = afar.desk.run
+    until(lambda: run.has("step"), "the first steps of it here")
+    for pid in afar.rig.sessions():
+        os.kill(pid, signal.SIGKILL)
+    killed = max(event["step"] for event in run.events("step"))
+    until(lambda: run.events("step")[-1]["step"] > killed + 60, "steps that were made after the connection was lost")
+    until(lambda: run.has("checkpoint"), "a checkpoint")
+    watching.interrupt()
+    left = watching.wait()
+    assert left.rc == 0, left.said
+    assert "the run goes on" in left.err
+    listed = afar.call("runs")
+    assert f"{run.path.name}" in listed.out
+    assert "gx10  running" in listed.out
+    stopped = afar.call("stop", run.path.name)
+    assert stopped.rc == 0, stopped.said
+    assert "stopped: exit code 130" in stopped.out
+    assert not processes_of(afar.base / "runs"), "something of it is left behind"
+    attached = afar.call("--headless", "attach", run.path.name)
+    assert attached.rc == 130, attached.said
+    assert run.stream.read_bytes() == afar.there(run).stream.read_bytes()
+    assert run.end["status"] == "STOPPED"
+    before = max(event["step"] for event in run.events("checkpoint"))
+
+    resumed = afar.desk.start("--headless", "train", "--resume", run.path.name, variables=afar.variables)
+    until(lambda: len(run.events("run")) == 2 and run.events()[-1]["event"] == "step", "steps of the second attempt")
+    assert afar.call("stop", run.path.name).rc == 0
+    ended = resumed.wait()
+    assert ended.rc == 130, ended.said
+    events = run.events()
+    assert [event["seq"] for event in events] == list(range(len(events)))
+    second = events[[number for number, event in enumerate(events) if event["event"] == "run"][1] :]
+    assert next(event["step"] for event in second if event["event"] == "step") == before + 1
+    assert run.stream.read_bytes() == afar.there(run).stream.read_bytes()
+
+
+def test_what_is_on_the_host_already_is_named_and_not_sent(afar: Afar, tmp_path: Path) -> None:
+    data = f"gx10:{afar.desk.cwd / 'corpus.txt'}"
+    arguments = ("--headless", "smoke", "config.yaml", "--max-steps", "10", "--data", data)
+    here = afar.call(*arguments, "--evidence", str(tmp_path / "here"))
+    assert here.rc == 2, here.said
+    assert "is on another machine; expected a path of this one; run it there: --host" in here.err
+    away = afar.call(*arguments, "--host", "gx10", "--evidence", str(tmp_path / "away"))
+    assert away.rc == 0, away.said
+    [path] = (tmp_path / "away").iterdir()
+    assert str(afar.desk.cwd / "corpus.txt") in (path / "config.yaml").read_text()
+    missing = afar.call(*arguments[:-1], "gx10:/nowhere", "--host", "gx10", "--evidence", str(tmp_path / "missing"))
+    assert missing.rc == 2, missing.said
+    assert "gx10:/nowhere: no such file or directory there" in missing.err
+
+
+def test_a_host_that_nobody_knows_is_one_clear_message(afar: Afar, tmp_path: Path) -> None:
+    told = afar.call("--headless", "smoke", "--host", "-oProxyCommand=x", "--evidence", str(tmp_path / "none"))
+    assert told.rc == 2
+    assert "no host's name" in told.err
+    afar.rig.end()
+    try:
+        told = afar.call("--headless", "smoke", "--host", "gx10", "--evidence", str(tmp_path / "none"))
+    finally:
+        afar.rig.restart()
+    assert told.rc == 3, told.said
+    assert "error: gx10: " in told.err
+    assert "Traceback" not in told.err
+    assert not (tmp_path / "none").exists()
