@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -262,7 +263,8 @@ def test_files_are_read_at_an_offset_and_what_is_missing_is_told_apart(rig: Rig,
         with pytest.raises(TransportError, match="gx10: "):
             await there.read(str(tmp_path), 0, 1)
         assert await t.resolve("/x") == "/x"
-        assert await t.resolve("~/x y") == f"{Path.home()}/x y"
+        home = pwd.getpwuid(os.getuid()).pw_dir  # what sshd goes by, and not HOME
+        assert await t.resolve("~/x y") == f"{home}/x y"
 
     on(rig, work)
 
@@ -561,7 +563,7 @@ def test_an_agent_that_is_gone_is_no_obstacle(rig: Rig, tmp_path: Path) -> None:
 
 
 def test_ssh_config_says_address_port_user_and_key_of_a_name(rig: Rig) -> None:
-    user = Path.home().owner() if os.geteuid() else "root"
+    user = pwd.getpwuid(os.getuid()).pw_name
     rig.configure(
         f"Host gpu\n  HostName 127.0.0.1\n  Port {rig.port}\n  User {user}\n"
         f"  IdentityFile {rig.home}/missing\n  IdentityFile {rig.identity}\n"
@@ -572,7 +574,7 @@ def test_ssh_config_says_address_port_user_and_key_of_a_name(rig: Rig) -> None:
 
 def test_hosts_yaml_goes_before_ssh_config(rig: Rig) -> None:
     rig.configure("Host *\n  Port 1\n  User nobody-at-all\n  IdentityFile /no/such/key\n")
-    user = Path.home().owner() if os.geteuid() else "root"
+    user = pwd.getpwuid(os.getuid()).pw_name
     assert over(SSHTransport(dataclasses.replace(rig.host, user=user), rig.environ), lambda t: t.stat("/")) is not None
 
 
