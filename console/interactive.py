@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from console.app import KdConsoleApp
-from console.launch import Job
 from console.settings import load_settings
+
+if TYPE_CHECKING:
+    from console.launch import Job
 
 
 def open_app(
