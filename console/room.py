@@ -14,6 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from console.command import evidence_option
 from engine.config import RunConfig, load_config
 from engine.errors import ConfigError
 from engine.estimate import Device, Estimate, Pool, Row, Shortage, estimate
@@ -246,15 +247,7 @@ def gib(size: int) -> str:
 @click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Set any key, such as train.batch=8.")
 @click.option("--mode", type=click.Choice(("smoke", "train")), help="Read it for this mode, whatever it says.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@click.option(
-    "--evidence",
-    metavar="DIR",
-    default="evidence",
-    show_default=True,
-    envvar="KDCONSOLE_EVIDENCE",
-    type=click.Path(path_type=Path),
-    help="Where run directories live.",
-)
+@evidence_option
 def room_command(config: Path | None, sets: tuple[str, ...], mode: str | None, as_json: bool, evidence: Path) -> None:
     """Say what memory and disk a run of CONFIG needs, row by row, and whether this machine has them (exit 2 if not).
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from console.command import evidence_option
 from engine.errors import RunError
 from engine.text import clean
 
@@ -76,15 +77,7 @@ def picture(path: Path, *, columns: int, rows: int, theme: str, step: int | None
 @click.option("--size", metavar="COLUMNSxROWS", default="120x40", show_default=True, help="Of the screen, in cells.")
 @click.option("--theme", default="kdconsole-dark", show_default=True, help="As in the settings.")
 @click.option("--step", type=click.IntRange(min=1), metavar="N", help="As it was after this step.")
-@click.option(
-    "--evidence",
-    metavar="DIR",
-    default="evidence",
-    show_default=True,
-    envvar="KDCONSOLE_EVIDENCE",
-    type=click.Path(path_type=Path),
-    help="Where run directories live.",
-)
+@evidence_option
 def screenshot_command(run: str, out: Path | None, size: str, theme: str, step: int | None, evidence: Path) -> None:
     """Draw the dashboard of a run, live or past, as an SVG file; no terminal is needed.
 
