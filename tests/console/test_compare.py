@@ -17,6 +17,7 @@ from console.run_reader import load_run
 from console.screens.compare import CompareScreen
 from console.widgets.differences_table import DifferencesTable
 from console.widgets.loss_chart import LossChart
+from dispatch.supervisor import write_atomic
 from tests.console.desk_app import DeskApp, line_with, shown, until
 from tests.console.run_dirs import append, failed_verdict_run, good_smoke, good_train, live_run, nan_run, steps_between
 from tests.streams import EPOCH
@@ -154,7 +155,7 @@ def test_what_is_appended_to_a_run_appears_and_its_end_too(tmp_path: Path, monke
         (going / "supervisor.jsonl").write_text("")
         assert state.run is not None
         record = {"v": 1, "run": state.run.run, "exit_code": None, "signal": 9, "started": 1, "ended": 2, "seconds": 1}
-        (going / "exit.json").write_text(json.dumps(record))
+        write_atomic(going / "exit.json", json.dumps(record).encode())  # as a supervisor does: never half there
         await until(pilot, lambda: "✖ CRASHED" in shown(app), "the end is seen")
 
     comparing([going, over], body)
