@@ -11,11 +11,11 @@ smoke: $(VENV)/installed
 	$(BIN)/kdconsole --headless smoke
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 soak: $(VENV)/installed-test
 	$(BIN)/python tests/faults/harness.py --kills 200 --command-kills 20
-	KDCONSOLE_SOAK=1 $(BIN)/python -m pytest tests/dispatch/test_ssh.py -k within_16
+	$(BIN)/python tests/faults/dispatch_soak.py --kills 200 --faults 1000
 
 check: lint types contracts
 

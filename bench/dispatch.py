@@ -1,16 +1,28 @@
-"""What sending and fetching cost, against OpenSSH's own tools, over a real sshd on the loopback interface.
+"""What dispatch over SSH costs, over a real sshd on the loopback interface.
 
-    python bench/dispatch.py [transfer] [distant] [--mib 512] [--repeats 5] [--directory DIR] [--json]
+    python bench/dispatch.py [transfer] [distant] [tail] [preflight] [idle] [--json]
 
 Needs a checkout, the `test` extra, and OpenSSH's server and clients; rsync where it is installed. Without a part named
-all are measured. What is compared takes turns, one repeat each, so that a busy machine weighs on all of it alike; the
-ratio is that of the medians, theirs to ours: above 1 ours is quicker. All use aes128-gcm and no compression, and each
-begins with nothing there. Ours computes SHA-256, and its file and directory are on the disk when it ends; theirs do
-neither. Ours uses a connection that stands, as a console has; theirs make theirs anew, which takes `connect` seconds.
+all are measured, within ten minutes: on a slow machine `transfer` and `distant` take fewer turns. First the machine and
+the versions are printed, then a table for each part.
 
-transfer: one file of noise, fetched and sent.
+transfer: one file of noise (`--mib`), fetched and sent, against OpenSSH's scp and rsync. What is compared takes turns,
+one repeat each, so that a busy machine weighs on all of it alike; the ratio is that of the medians, theirs to ours:
+above 1 ours is quicker. All use aes128-gcm and no compression, and each begins with nothing there. Ours computes
+SHA-256 on both sides, and its file and directory are on the disk when it ends; theirs do neither. Ours uses a
+connection that stands, as a console has; theirs make theirs anew, which takes `connect` seconds.
 
-distant: the same through a proxy that holds every byte back so that a round trip takes 100 ms, whatever the rate.
+distant: the same (`--distant-mib`) through a proxy that holds every byte back so that a round trip takes 100 ms,
+whatever the rate.
+
+tail: a process on the host writes steps at a rate for `--seconds`; a follower with its copy here, as consoles have,
+reads and decodes them. Lag is from a step's write to its arrival, by one clock. It keeps up when half of the last
+second's steps are less than a second late; `read` is what it managed, the time to catch up included.
+
+preflight: the real command, its process included; beside it OpenSSH's `ssh HOST true`, which only connects.
+
+idle: a real `kdconsole --headless attach` on a run that writes a heartbeat every five seconds and nothing else, over
+`--idle-seconds`: memory, its own (PSS) and with what it shares (RSS), and CPU as percent of one core.
 """
 
 from __future__ import annotations
@@ -28,58 +40,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import dispatch_proxy
+import dispatch_runs
+
+from dispatch.getting import get
+from dispatch.putting import put
 from dispatch.ssh import SSHTransport
-from dispatch.transfer import get, put
 from tests.ssh_rig import Rig, running_sshd
 
 ROUND_TRIP = 0.1
+RATES = (10_000, 100_000)
+PARTS = ("transfer", "distant", "tail", "preflight", "idle")
 Row = dict[str, Any]
-
-PROXY = """
-import asyncio, sys
-target, delay = int(sys.argv[1]), float(sys.argv[2])
-
-class Pipe(asyncio.Protocol):
-    def __init__(self):
-        self.other, self.early = None, []
-    def connection_made(self, transport):
-        self.transport = transport
-        transport.set_write_buffer_limits(1 << 30)
-    def data_received(self, data):
-        loop.call_later(delay, self.pass_on, data)
-    def pass_on(self, data):
-        if self.other is None:
-            self.early.append(data)
-        elif not self.other.transport.is_closing():
-            self.other.transport.write(data)
-    def connection_lost(self, error):
-        loop.call_later(delay, lambda: self.other and self.other.transport.close())
-
-class Near(Pipe):
-    def connection_made(self, transport):
-        super().connection_made(transport)
-        self.task = loop.create_task(self.connect())
-    async def connect(self):
-        _, far = await loop.create_connection(Pipe, "127.0.0.1", target)
-        far.other, self.other = self, far
-        for data in self.early:
-            self.pass_on(data)
-
-async def main():
-    global loop
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(Near, "127.0.0.1", 0)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
-
-asyncio.run(main())
-"""
-"""In a process of its own, so that it takes no time from whom it serves."""
 
 
 class Tools:
@@ -106,8 +84,8 @@ class Tools:
         subprocess.run(["ssh", "-p", self._port, *self._options, "127.0.0.1", "true"], check=True)
 
 
-async def measure(rig: Rig, port: int, directory: Path, mib: int, repeats: int, puts: bool) -> list[Row]:
-    """Seconds of all, taking turns."""
+async def measure(rig: Rig, port: int, directory: Path, mib: int, repeats: int, enough: float) -> list[Row]:
+    """Seconds of all, taking turns, the last of which begins before `enough` seconds are over."""
     source, target = directory / "source", directory / "target"
     noise = os.urandom(1 << 20)
     with source.open("wb") as file:
@@ -138,10 +116,10 @@ async def measure(rig: Rig, port: int, directory: Path, mib: int, repeats: int, 
     if shutil.which("rsync"):
         tried["get", "rsync"] = theirs(tools.rsync, there, str(target))
         tried["put", "rsync"] = theirs(tools.rsync, here, f"127.0.0.1:{target}")
-    tried = {key: each for key, each in tried.items() if puts or key[0] == "get"}
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in tried}
-    connects = []
-    for _ in range(repeats):
+    connects = list[float]()
+    deadline = time.monotonic() + enough
+    while len(connects) < repeats and (not connects or time.monotonic() < deadline):
         begin = time.perf_counter()
         await asyncio.to_thread(tools.connect)
         connects.append(time.perf_counter() - begin)
@@ -166,23 +144,22 @@ async def measure(rig: Rig, port: int, directory: Path, mib: int, repeats: int, 
                 "MiB/s": round(mib / median),
                 "ratio": round(median / ours, 2),
                 "ratio of the best": round(min(each) / min(seconds[way, "kdconsole"]), 2),
+                "turns": len(each),
             }
         )
     rows.append({"way": "connect", "tool": "ssh", "seconds": round(statistics.median(connects), 3)})
     return rows
 
 
-def distant(rig: Rig, directory: Path, mib: int, repeats: int) -> list[Row]:
-    """Fetches over a long way."""
-    argv = [sys.executable, "-c", PROXY, str(rig.port), str(ROUND_TRIP / 2)]
+def distant(rig: Rig, directory: Path, mib: int, repeats: int, enough: float) -> list[Row]:
+    """The same over a long way."""
+    argv = [sys.executable, dispatch_proxy.__file__, str(rig.port), str(ROUND_TRIP / 2)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as proxy:
         assert proxy.stdout is not None
         try:
             port = int(proxy.stdout.readline())
-            public = (rig.directory / "host_key.pub").read_text()
-            with (rig.hosts_file.parent / "known_hosts").open("a") as file:
-                file.write(f"[127.0.0.1]:{port} {public}")
-            return asyncio.run(measure(rig, port, directory, mib, repeats, puts=False))
+            rig.trusted(port)
+            return asyncio.run(measure(rig, port, directory, mib, repeats, enough))
         finally:
             proxy.kill()
 
@@ -198,29 +175,48 @@ def shown(name: str, rows: list[Row]) -> str:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["transfer", "distant", []], help="what to measure")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help="what to measure")
     parser.add_argument("--mib", type=int, default=512)
+    parser.add_argument("--distant-mib", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--distant-repeats", type=int, default=2)
+    parser.add_argument("--enough", type=float, default=100.0, metavar="SECONDS", help="after which no turn begins")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long each rate is written")
+    parser.add_argument("--idle-seconds", type=float, default=30.0)
     parser.add_argument("--directory", type=Path, help="on the disk to measure with")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    parts = given.parts or ["transfer", "distant"]
+    load = os.getloadavg()[0]
     about = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "load before": f"{load:.1f}",
         "python": platform.python_version(),
+        "asyncssh": metadata.version("asyncssh"),
         "ssh": subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=True).stderr.strip(),
     }
     results: dict[str, list[Row]] = {}
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=given.directory) as scratch, running_sshd(Path(scratch) / "sshd") as rig:
         rig.trusted()
-        for part in parts:
-            if part == "transfer":
-                results[part] = asyncio.run(measure(rig, rig.port, Path(scratch), given.mib, given.repeats, puts=True))
-            else:
-                results[part] = distant(rig, Path(scratch), given.mib, given.repeats)
-    about["load afterwards"] = f"{os.getloadavg()[0]:.1f}"
+        field = dispatch_runs.Field(rig, Path(scratch))
+        field.add()
+        ways: dict[str, Callable[[], list[Row]]] = {
+            "transfer": lambda: asyncio.run(
+                measure(rig, rig.port, Path(scratch), given.mib, given.repeats, given.enough)
+            ),
+            "distant": lambda: distant(rig, Path(scratch), given.distant_mib, given.distant_repeats, given.enough),
+            "tail": lambda: [dispatch_runs.tail(field, rate, given.seconds) for rate in RATES],
+            "preflight": lambda: dispatch_runs.preflight(field, given.repeats, Tools(rig, rig.port).connect),
+            "idle": lambda: dispatch_runs.idle(field, given.idle_seconds),
+        }
+        for part in given.parts or PARTS:
+            print(f"{time.monotonic() - began:.0f} s: {part}", file=sys.stderr)
+            results[part] = ways[part]()
+    about["load after"] = f"{os.getloadavg()[0]:.1f}"
+    if load > 1.0:
+        about["beware"] = "other work was running when this began"
     if given.json:
-        print(json.dumps({"about": about, **results}))
+        print(json.dumps({"schema": 1, "about": about, **results}, indent=2))
         return
     print(*(f"{key}: {value}" for key, value in about.items()), "", sep="\n")
     for name, rows in results.items():

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from textual.binding import Binding, BindingType
 
-Where = Literal["app", "home", "run", "compare", "new", "help", "confirm"]
+Where = Literal["app", "home", "run", "compare", "new", "hosts", "help", "confirm", "choose"]
 """A screen, or `app` for everywhere but in the dialogs."""
 
 SCREENS: Final[dict[Where, str]] = {
@@ -17,11 +17,13 @@ SCREENS: Final[dict[Where, str]] = {
     "run": "Run",
     "compare": "Compare",
     "new": "New run",
+    "hosts": "Hosts",
     "help": "Help",
     "confirm": "Question",
+    "choose": "Choice",
 }
 """What each is called on the screen and in the documents."""
-DIALOGS: Final = frozenset(("help", "confirm"))
+DIALOGS: Final = frozenset(("help", "confirm", "choose"))
 """They lie over a screen and take every key: the app's actions wait until they are gone."""
 
 
@@ -46,7 +48,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("help", "question_mark,f1", "help", "Show what every key does here.", ("app",)),
     Action("command_palette", "ctrl+p", "palette", "Find an action by its name.", ("app",), footer=False),
     Action("leave", "q", "leave", "Leave the app; runs go on.", ("app",)),
-    Action("back", "escape", "back", "Go back to where you came from.", ("run", "compare", "new")),
+    Action("back", "escape", "back", "Go back to where you came from.", ("run", "compare", "new", "hosts")),
     Action("toggle_dark", "d", "dark", "Switch between the dark and the light theme.", ("app",), footer=False),
     # Home
     Action("open", "enter", "open", "Open the run under the cursor.", ("home",)),
@@ -56,6 +58,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("sort", "s", "sort", "Sort by the next column.", ("home",)),
     Action("reverse", "r", "reverse", "Turn the order round.", ("home",), footer=False),
     Action("filter", "slash", "filter", "Show only what has this text in it; empty shows all.", ("home", "run")),
+    Action("hosts", "h", "hosts", "See the hosts: trust them, make them ready, check them.", ("home",)),
     Action("refresh", "ctrl+r", "refresh", "Read the directories again.", ("home",), footer=False),
     # Run
     Action("stop", "s", "stop…", "Stop the run, after a question; it commits what it has.", ("run",), True),
@@ -84,17 +87,31 @@ ACTIONS: tuple[Action, ...] = (
     Action("previous_match", "shift+n,N", "previous match", "Log: the line with it before.", ("run",), footer=False),
     Action("export", "e", "export", "Write the pane's data or picture to a file.", ("run", "compare"), True),
     Action("copy", "y", "copy", "Copy what the focused pane shows to the clipboard.", ("run", "compare")),
+    Action("fetch", "g", "fetch…", "Bring checkpoints and the model here from the run's host.", ("run",), True),
     Action("resume", "r", "resume…", "Go on with a training that was stopped or broke.", ("run",), True, footer=False),
     # New run
     Action("start", "enter,ctrl+j,ctrl+enter", "start", "Start the run once its checks have passed.", ("new",), True),
     Action("mode", "m", "mode", "Smoke for a minute, or train to the last step.", ("new",)),
+    Action("host", "h", "host", "Run it on this machine, or on the next host.", ("new",)),
     Action("overrides", "o", "set", "Go to the line that sets single keys of the configuration.", ("new",)),
     Action("details", "v", "details", "Go to checks, room and values, to scroll them; again: back.", ("new",)),
     Action("check_again", "ctrl+r", "check again", "Read files, memory and disk again.", ("new",), footer=False),
+    # Hosts
+    Action(
+        "preflight", "enter,p", "pre-flight", "Connect to the host and say whether a run can start there.", ("hosts",)
+    ),
+    Action("trust", "t", "trust…", "See the host's key and trust it, after a question.", ("hosts",), True),
+    Action(
+        "bootstrap", "b", "bootstrap", "Make the host's Python environment and put the engine there.", ("hosts",), True
+    ),
+    Action("clean", "c", "clean…", "Remove old runs and leftovers from the host, after a question.", ("hosts",), True),
+    Action("read_again", "ctrl+r", "read again", "Read hosts.yaml and the known keys again.", ("hosts",), footer=False),
     # Dialogs
     Action("close", "escape,q,question_mark,f1", "close", "Close the help.", ("help",)),
     Action("yes", "y", "yes", "Do it. Enter does it too, once Yes has the focus.", ("confirm",)),
     Action("no", "n,escape", "no", "Do not; nothing changes.", ("confirm",)),
+    Action("take", "enter", "take", "Take what the cursor stands on.", ("choose",)),
+    Action("cancel", "escape,q", "cancel", "Take none of it; nothing changes.", ("choose",)),
 )
 
 

@@ -149,6 +149,12 @@ class KdConsoleApp(App[str]):
 
         self.push_screen(NewRunScreen())
 
+    def action_hosts(self) -> None:
+        """Opens the list of hosts."""
+        from console.screens.hosts import HostsScreen
+
+        self.push_screen(HostsScreen())
+
     def action_help(self) -> None:
         """Shows what every key does here."""
         from console.screens.help import HelpScreen
@@ -181,9 +187,9 @@ class KdConsoleApp(App[str]):
             # OSC 9, which terminals that know it show on the desktop and others drop; no text can end it early.
             self._driver.write(f"\x1b]9;{clean(text, 200)}\x07")
 
-    async def ask(self, question: str, consequences: str, yes: str) -> bool:
-        """Asks before something is stopped or removed; to be awaited from a worker."""
-        answer: bool = await self.push_screen_wait(ConfirmScreen(question, consequences, yes))
+    async def ask(self, question: str, consequences: str, yes: str, typed: str = "") -> bool:
+        """Asks before something is stopped or removed; to be awaited from a worker. See `ConfirmScreen`."""
+        answer: bool = await self.push_screen_wait(ConfirmScreen(question, consequences, yes, typed))
         return answer
 
 

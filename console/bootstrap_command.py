@@ -18,8 +18,8 @@ def bootstrap_command(name: str, as_json: bool) -> None:
 
     A Python there that has torch keeps it. Safe to repeat; what is there already is left alone.
     """
+    from dispatch.environment import Environment, bootstrap
     from dispatch.places import Reach
-    from dispatch.staging import Environment, bootstrap
 
     async def make() -> Environment:
         async with Reach() as reach:

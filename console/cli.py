@@ -15,15 +15,18 @@ from engine.errors import ExitCode, KdError
 
 COMMANDS = {
     "attach": "console.run_commands:attach_command",
+    "clean": "console.clean_command:clean_command",
     "config": "console.config_command:config_group",
     "export": "console.run_commands:export_command",
+    "fetch": "console.fetch_command:fetch_command",
     "hosts": "console.hosts_command:hosts_group",
+    "preflight": "console.preflight_command:preflight_command",
     "room": "console.room:room_command",
     "runs": "console.run_commands:runs_command",
     "screenshot": "console.screenshot:screenshot_command",
     "serve": "console.serve:serve_command",
     "smoke": "console.start_commands:smoke_command",
-    "stop": "console.run_commands:stop_command",
+    "stop": "console.stop_command:stop_command",
     "train": "console.start_commands:train_command",
 }
 """Where each command is; its module is imported when it is called for."""

@@ -1,4 +1,4 @@
-"""What is wrong with what a run does, though its process may live: verdicts, losses, checkpoints; the worst first."""
+"""What is wrong with what a run does, though its process may live: stalls, verdicts, losses, checkpoints."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from console.outlook import by_urgency, last_checkpoint
-from console.palette import CHECKPOINTS, VERDICTS, Mark
+from console.palette import CHECKPOINTS, RUNS, VERDICTS, Mark
 from console.run_state import RunState
+from console.times import age
+from console.view import Link
 from engine.stream import Verdict
 
 RECENT_STEPS = 2_000
@@ -26,7 +28,7 @@ _SPIKE = Mark("⚠", "spike", "bold $warning")
 class Concern:
     """Something that is wrong.
 
-    `severe` is what may cost the run: a fatal or gate FAIL, a loss that is no number, a checkpoint that was not saved.
+    `severe` is what may cost the run: a stall, a fatal or gate FAIL, a loss that is no number, an unsaved checkpoint.
     `short` says it in the fewest words; `verdict` is the id of the one that FAILs, empty for anything else.
     """
 
@@ -37,17 +39,41 @@ class Concern:
     verdict: str = ""
 
 
-def concerns(state: RunState) -> list[Concern]:
-    """Everything that is wrong, the worst first."""
+def concerns(state: RunState, link: Link | None = None) -> list[Concern]:
+    """Everything that is wrong, the worst first.
+
+    Args:
+        state: the run.
+        link: the way to it; None where only its stream counts.
+    """
     failing = [v for v in by_urgency(state.judged) if v.verdict == "FAIL"]
     severe = [_failed(v) for v in failing if v.severity != "warn"]
     told = {v.step for v in failing}
     return [
+        *(() if link is None else supervision(link)),
         *severe,
         *(each for each in (_non_finite(state, told), _unsaved(state)) if each is not None),
         *(_failed(v) for v in failing if v.severity == "warn"),
         *_spikes(state),
     ]
+
+
+def supervision(link: Link) -> list[Concern]:
+    """What the supervisor on the host says of the run, or that it is gone; nothing while the host is not reached."""
+    known = link.liveness
+    if known is None or known.state == "UNKNOWN" or known.supervisor is None:
+        return []
+    if known.unsupervised:
+        text = f"no supervisor for {age(known.supervisor_seconds)}: the run's end will not be recorded"
+        return [Concern(RUNS["STALLED"], text, "no supervisor", True)]
+    stall = known.supervisor.stall
+    if stall is None:
+        return []
+    why = {"T": ", it is suspended", "t": ", it is being traced", "D": ", it waits for a device"}.get(stall.process, "")
+    stacks = "; its stacks are in launch.log" if stall.stacks else ""
+    waited = age(known.supervisor.waited_seconds)
+    text = f"no progress for {waited} in phase {stall.phase}, says the supervisor{why}{stacks}"
+    return [Concern(RUNS["STALLED"], text, f"no progress for {waited}", True)]
 
 
 def _failed(verdict: Verdict) -> Concern:

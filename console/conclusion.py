@@ -19,18 +19,24 @@ class Conclusion:
     exit_code: ExitCode
 
 
-def conclude(state: RunState, record: ExitRecord | None, interrupted: bool = False) -> Conclusion:
+def conclude(
+    state: RunState, record: ExitRecord | None, interrupted: bool = False, rebooted: bool = False
+) -> Conclusion:
     """Status, reason and exit code, from the `end` event, the exit record and our own judgement.
 
     Args:
         state: everything that the run sent.
         record: how its process ended; None where nobody saw that.
         interrupted: we asked it to stop.
+        rebooted: its host was started anew since.
     """
     end = state.end
+    if record is not None and record.stall is not None and (end is None or end.status != "COMPLETED"):
+        return Conclusion("TIMEOUT", f"{record.describe()}, in phase {record.stall.phase}", ExitCode.TIMEOUT)
     if end is None:
         # How comes first: where room is short, the rest is cut.
-        how = "its end was not recorded" if record is None else record.describe()
+        unseen = "its host was started anew while it ran" if rebooted else "its end was not recorded"
+        how = unseen if record is None else record.describe()
         # A second signal, or one before the engine could listen, ends it without a word; that is no crash.
         stopped = record is not None and (
             record.exit_code == ExitCode.INTERRUPTED or (interrupted and record.signal is not None)

@@ -10,20 +10,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from console import launch
+from console.concerns import supervision
 from console.conclusion import Conclusion, conclude
 from console.launch import Job
 from console.narration import Narrator
 from console.report import Result
 from console.run_state import RunState
+from console.times import age
+from console.view import Link
 from console.watch import Sight, Watcher
 from dispatch import runs
-from dispatch.manifest import SUMS, verify_sums
-from dispatch.places import Place, Reach, collect
+from dispatch.places import Place, Reach
+from dispatch.seal import Sealed, seal
 from dispatch.transport import TransportError
 from engine.errors import ExitCode, KdError, RunError
 
 SILENCE_SECONDS = 60.0
-"""A run that sends not even a heartbeat for this long is stalled."""
+"""A smoke of ours that sends not even a heartbeat for this long, though its host answers, is ended."""
 STOP_GRACE_SECONDS = 30.0
 
 
@@ -32,18 +35,30 @@ def run(job: Job, narrator: Narrator) -> Result | None:
     return asyncio.run(_run(job, narrator))
 
 
-def resume(run_dir: runs.RunDir, allow_changed: Sequence[str], narrator: Narrator) -> Result | None:
+def resume(
+    run_dir: runs.RunDir, allow_changed: Sequence[str], narrator: Narrator, accept_loss: bool = False
+) -> Result | None:
     """Another attempt of a run that ended before its last step, from its newest whole checkpoint.
 
+    Args:
+        run_dir: the run.
+        allow_changed: what may differ from its beginning.
+        narrator: hears how it goes.
+        accept_loss: go on where a reboot of its host lost the end of its stream.
+
     Raises:
-        RunError: it is no full run, it still runs, or it is complete.
+        RunError: it is no full run, it still runs, it is complete, or its stream there is not the one that is here.
     """
-    return asyncio.run(_resume(run_dir, allow_changed, narrator))
+    return asyncio.run(_resume(run_dir, allow_changed, narrator, accept_loss))
 
 
-def attach(run_dir: runs.RunDir, narrator: Narrator) -> Result | None:
-    """Follows a run that exists, running or ended, to its end."""
-    return asyncio.run(_attach(run_dir, narrator))
+def attach(run_dir: runs.RunDir, narrator: Narrator, accept_loss: bool = False) -> Result | None:
+    """Follows a run that exists, running or ended, to its end; `accept_loss` as in `resume`.
+
+    Raises:
+        RunError: its stream on its host is not the one that is here.
+    """
+    return asyncio.run(_attach(run_dir, narrator, accept_loss))
 
 
 async def _run(job: Job, narrator: Narrator) -> Result | None:
@@ -52,31 +67,36 @@ async def _run(job: Job, narrator: Narrator) -> Result | None:
         run_dir = await launch.make(job, reach, narrator.say)
         narrator.say(f"run {run_dir.id} in {run_dir.path}")
         budget = job.config.smoke.budget_seconds if job.config.mode == "smoke" else None
-        place = reach.place(run_dir, keep=True)
         # From before the launch on, so that no Ctrl-C ends the console and leaves behind a run that it just started.
-        with _interrupts() as interrupt:
+        with _interrupts() as interrupt, contextlib.closing(reach.place(run_dir, keep=True)) as place:
             await place.launch(gpu=launch.wants_gpu(job.config))
             launch_seconds = time.monotonic() - started
             stops = job.stops_on_interrupt
             return await _follow_run(run_dir, place, narrator, interrupt, stops, budget, launch_seconds)
 
 
-async def _resume(run_dir: runs.RunDir, allow_changed: Sequence[str], narrator: Narrator) -> Result | None:
+async def _resume(
+    run_dir: runs.RunDir, allow_changed: Sequence[str], narrator: Narrator, accept_loss: bool
+) -> Result | None:
     started = time.monotonic()
     events = run_dir.path / "events.jsonl"
-    past = events.stat().st_size if events.exists() else 0
     async with Reach() as reach:
         with _interrupts() as interrupt:
-            await launch.start_again(run_dir, allow_changed, reach.place(run_dir))
-            place = reach.place(run_dir, keep=True)
+            loss = narrator.say if accept_loss else None
+            known = events.stat().st_size if events.exists() else 0
+            await launch.start_again(run_dir, allow_changed, reach.place(run_dir), loss)
+            past = min(known, events.stat().st_size if events.exists() else 0)
             launched = time.monotonic() - started
-            return await _follow_run(run_dir, place, narrator, interrupt, False, None, launched, past)
+            with contextlib.closing(reach.place(run_dir, keep=True)) as place:
+                return await _follow_run(run_dir, place, narrator, interrupt, False, None, launched, past)
 
 
-async def _attach(run_dir: runs.RunDir, narrator: Narrator) -> Result | None:
+async def _attach(run_dir: runs.RunDir, narrator: Narrator, accept_loss: bool) -> Result | None:
     async with Reach() as reach:
         with _interrupts() as interrupt:
-            return await _follow_run(run_dir, reach.place(run_dir, keep=True), narrator, interrupt, False, None, 0.0)
+            loss = narrator.say if accept_loss else None
+            with contextlib.closing(reach.place(run_dir, keep=True, loss=loss)) as place:
+                return await _follow_run(run_dir, place, narrator, interrupt, False, None, 0.0)
 
 
 async def _follow_run(
@@ -95,7 +115,7 @@ async def _follow_run(
     stopping: asyncio.Task[runs.Stop] | None = None
     last: Sight | None = None
     problem: KdError | None = None
-    unreached = ""
+    unreached, trouble = "", _Trouble(narrator)
     with narrator.watching(run_dir.manifest.mode, budget):
         try:
             async for last in watcher.sights():
@@ -105,6 +125,7 @@ async def _follow_run(
                 if bool(last.link.problem) != bool(unreached):
                     narrator.say(last.link.problem or f"{last.link.host} is reached again")
                 unreached = last.link.problem
+                trouble.tell(last.link)
                 if interrupt.is_set():
                     interrupt.clear()
                     if not stops_on_interrupt:
@@ -118,7 +139,10 @@ async def _follow_run(
                     raise TransportError(
                         unreached, do=f"the run may go on; later: kdconsole --headless attach {run_dir.id}"
                     )
-                if (batch.silent_seconds > SILENCE_SECONDS or late) and problem is None:
+                # Only a smoke of ours is ended, and only while its host says that nothing comes: what is not reached,
+                # or still to be read, is no sign of anything. Of a long run it is told; the rest is its supervisor's.
+                silent = batch.silent_seconds > SILENCE_SECONDS or late
+                if stops_on_interrupt and silent and last.link.live and not batch.lines and problem is None:
                     problem = RunError(
                         f"no end {SILENCE_SECONDS:g} s after the budget"
                         if late
@@ -128,17 +152,20 @@ async def _follow_run(
                     stopping = asyncio.create_task(_stop(place, kill_after=5.0))
         finally:
             if stopping is not None:
-                with contextlib.suppress(KdError):
-                    await stopping
+                try:
+                    narrator.say((await stopping).describe())
+                except KdError as error:
+                    narrator.say(f"the stop could not be seen through: {error}")
     state = last.state if last else RunState()
     interrupted = stopping is not None and problem is None
-    await collect(place, run_dir)
+    sealed = await _seal(run_dir, place, narrator, interrupt)
     place.close()
-    changed = _seal(run_dir, narrator)
+    changed = sealed.problems if sealed is not None and not sealed.new else ()
     if problem is not None:
         concluded = Conclusion("TIMEOUT", str(problem), ExitCode.TIMEOUT)
     else:
-        concluded = conclude(state, last.link.exit if last else None, interrupted)
+        link = last.link if last else Link()
+        concluded = conclude(state, link.exit, interrupted, link.rebooted)
     if changed and concluded.exit_code == ExitCode.OK:
         reason = f"not as it was when the run ended: {', '.join(changed)}"
         concluded = replace(concluded, status="CHANGED", reason=reason, exit_code=ExitCode.FAILED)
@@ -150,19 +177,63 @@ async def _follow_run(
         status=concluded.status,
         reason=concluded.reason,
         evidence=run_dir.path,
+        evidence_id=None if sealed is None else sealed.evidence_id,
         launch_seconds=launch_seconds,
     )
 
 
-def _seal(run_dir: runs.RunDir, narrator: Narrator) -> tuple[str, ...]:
-    """Writes the checksums of a run that has none yet; else returns what no longer agrees with those that it has."""
-    if not (run_dir.path / SUMS).exists():
-        runs.seal(run_dir.path)
-        return ()
-    problems = verify_sums(run_dir.path)
-    for changed in problems:
-        narrator.say(f"warning: {run_dir.path}: since the run ended: {changed}")
-    return problems
+async def _seal(run_dir: runs.RunDir, place: Place, narrator: Narrator, interrupt: asyncio.Event) -> Sealed | None:
+    """Completes the evidence, or holds the files against what it was; None where that cannot be done now.
+
+    Large weights take their time: Ctrl-C leaves them to the next time.
+    """
+    interrupt.clear()
+    sealing, waiting = asyncio.create_task(seal(run_dir, place, narrator.say)), asyncio.create_task(interrupt.wait())
+    await asyncio.wait((sealing, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    try:
+        if not sealing.done():
+            sealing.cancel()
+        sealed = await sealing
+    except (KdError, asyncio.CancelledError) as error:
+        why = str(error) or "interrupted"
+        narrator.say(f"warning: the evidence is not complete: {why}; later: kdconsole --headless attach {run_dir.id}")
+        return None
+    since = "not listed" if sealed.new else "since the run ended"
+    for problem in sealed.problems:
+        narrator.say(f"warning: {run_dir.path}: {since}: {problem}")
+    return sealed
+
+
+class _Trouble:
+    """Tells when a run falls silent, stalls or goes on; once each. What is not known is no news."""
+
+    def __init__(self, narrator: Narrator) -> None:
+        self._narrator = narrator
+        self._told = "ALIVE"
+        self._said: set[str] = set()
+
+    def tell(self, link: Link) -> None:
+        known = link.liveness
+        if known is None or known.state == "UNKNOWN":
+            return
+        if known.state != self._told:
+            if known.state == "SILENT":
+                text = (
+                    f"nothing heard for {age(known.heartbeat.seconds)} in phase {known.phase}, though the host answers"
+                )
+            elif known.state == "STALLED":
+                waited, allowed = age(known.progress.seconds), age(known.progress.budget)
+                text = f"no progress for {waited} in phase {known.phase} (allowed: {allowed}), though the process lives"
+            else:
+                text = f"it goes on, in phase {known.phase}"
+            self._narrator.say(text)
+            self._told = known.state
+        wrong = supervision(link)
+        for each in wrong:
+            if each.short.partition(" for ")[0] not in self._said:
+                self._narrator.say(each.text)
+        self._said = {each.short.partition(" for ")[0] for each in wrong}
 
 
 async def _stop(place: Place, kill_after: float | None) -> runs.Stop:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from console.bootstrap_command import bootstrap_command
+from console.host_desk import document, key_document, offered_key, where
 from engine.errors import ConfigError
 from engine.text import clean
 
@@ -62,7 +63,7 @@ def list_command(as_json: bool) -> None:
       kdconsole hosts list --json
     """
     hosts = _load()
-    found = [_document(host, hosts) for host in hosts.known.values()]
+    found = [document(host, hosts) for host in hosts.known.values()]
     if as_json:
         _print_json({"schema": LIST_SCHEMA, "file": str(hosts.path), "lanes": list(hosts.lanes), "hosts": found})
     elif not found:
@@ -72,7 +73,7 @@ def list_command(as_json: bool) -> None:
             (
                 str(each["lane"] or ""),
                 each["name"],
-                _where(each),
+                where(each),
                 each["user"],
                 each["python"],
                 each["run_dir"],
@@ -98,7 +99,7 @@ def show_command(name: str, as_json: bool) -> None:
     """
     hosts = _load()
     host = hosts.named(name)
-    found = _document(host, hosts)
+    found = document(host, hosts)
     if as_json:
         _print_json({"schema": SHOW_SCHEMA, **found})
         return
@@ -106,7 +107,7 @@ def show_command(name: str, as_json: bool) -> None:
     _print_pairs(
         ("name", name),
         ("file", found["file"] or "not in hosts.yaml: the defaults"),
-        ("address", _where(found)),
+        ("address", where(found)),
         ("over", found["over"]),
         ("user", found["user"]),
         ("identity", found["identity"] or "agent and ssh_config"),
@@ -163,30 +164,23 @@ def trust_command(name: str, fingerprint: str | None) -> None:
         raise ConfigError(
             f"{name}: there is no terminal to ask for a yes", do="give the expected key as --fingerprint SHA256:…"
         )
-    from dispatch import host_keys
-    from dispatch.known_hosts import described
-    from dispatch.ssh_route import place_of
     from dispatch.transport import HostRefusal
 
-    key = asyncio.run(host_keys.presented_key(host))
-    place = place_of(host)
-    shown = described(key)
-    if wanted is not None and not hmac.compare_digest(wanted.encode(), host_keys.fingerprint(key).encode()):
+    offer = asyncio.run(offered_key(host))
+    if wanted is not None and not hmac.compare_digest(wanted.encode(), offer.fingerprint.encode()):
         raise HostRefusal(
-            f"{name}: presents {shown}, not {wanted}", do="nothing was trusted; ask whoever runs the host"
+            f"{name}: presents {offer.shown}, not {wanted}", do="nothing was trusted; ask whoever runs the host"
         )
-    # A changed or revoked key is refused by `trust`; nobody is asked for a yes that would not count.
-    is_new = key not in place.known.keys and key not in place.known.revoked and not place.known.keys
-    if is_new and wanted is None:
-        click.echo(f"{name} at {clean(place.address.pattern, 300)} presents this host key:\n\n  {shown}\n", err=True)
+    if offer.new and wanted is None:
+        click.echo(f"{name} at {offer.address} presents this host key:\n\n  {offer.shown}\n", err=True)
         click.echo("On the host itself `ssh-keygen -lf /etc/ssh/ssh_host_…_key.pub` shows what it should be.", err=True)
         if click.prompt("Trust it? Type yes", default="", show_default=False, err=True).strip() != "yes":
             raise HostRefusal(f"{name}: the host key was not trusted, nothing was written")
-    path = host_keys.trust(host, key)
-    if is_new:
-        click.echo(f"{name}: {shown} is trusted now, by {clean(str(path), 300)}")
+    path = offer.trust()
+    if offer.new:
+        click.echo(f"{name}: {offer.shown} is trusted now, by {clean(str(path), 300)}")
     else:
-        click.echo(f"{name}: {shown} was trusted already")
+        click.echo(f"{name}: {offer.shown} was trusted already")
 
 
 @hosts_group.command("check", short_help="Connect to a host and say whether it is ready.")
@@ -219,7 +213,7 @@ def check_command(name: str, as_json: bool) -> None:
     elif "round_trip_ms" in found:
         python, run_dir = found["python"], found["run_dir"]
         _print_pairs(
-            ("address", _where(found)),
+            ("address", where(found)),
             ("over", found["over"]),
             ("user", found["user"]),
             ("host key", f"{found['host_key']['fingerprint']} ({found['host_key']['kind']})"),
@@ -238,33 +232,6 @@ def _load() -> Hosts:
     from dispatch.hosts import load_hosts
 
     return load_hosts()
-
-
-def _document(host: Host, hosts: Hosts) -> dict[str, Any]:
-    """Everything of a host, for `--json` and the tables alike."""
-    from dispatch.ssh_route import place_of
-
-    place = place_of(host)
-    keys = [key for key in (*place.known.keys, *place.known.any_port) if key not in place.known.revoked]
-    return {
-        "name": host.name,
-        "file": str(hosts.path) if host.name in hosts.known else None,
-        "address": clean(place.address.host, 300),
-        "port": place.address.port,
-        "over": clean(place.over, 300) or None,
-        "user": clean(place.user, 300),
-        "identity": None if host.identity is None else clean(str(host.identity), 300),
-        "python": host.python,
-        "run_dir": host.run_dir,
-        "env": list(host.env),
-        "gpu": host.gpu,
-        "lane": hosts.lanes.index(host.name) + 1 if host.name in hosts.lanes else None,
-        "host_keys": [_key(key) for key in keys],
-    }
-
-
-def _key(key: Any) -> dict[str, str]:
-    return {"kind": key.get_algorithm(), "fingerprint": key.get_fingerprint("sha256")}
 
 
 def _identity(given: str | None) -> str | None:
@@ -319,7 +286,7 @@ async def _check(host: Host, found: dict[str, Any]) -> None:
         key = connection.get_server_host_key()
         if key is None:
             raise TransportError(f"{host.name}: the host proved itself without a key", do="use a host key")
-        found["host_key"] = _key(key)
+        found["host_key"] = key_document(key)
         await transport.stat("/", timeout=SECONDS)
         trips = []
         for _ in range(ROUND_TRIPS):
@@ -364,11 +331,6 @@ async def _run_dir(transport: SSHTransport, host: Host) -> dict[str, Any]:
 
 
 # Printing
-
-
-def _where(found: dict[str, Any]) -> str:
-    address = f"[{found['address']}]" if ":" in found["address"] else found["address"]
-    return f"{address}:{found['port']}"
 
 
 def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from dispatch import runs
-from dispatch.manifest import EXIT, SUMS, Remote
+from dispatch.manifest import Remote
 from dispatch.places import Place, Reach
 from dispatch.supervisor import read_regular, write_atomic
 from engine.config import RunConfig, load_config
@@ -20,9 +27,14 @@ from engine.schema import ON_HOST
 from engine.text import clean
 from engine.vocabulary import check_vocabulary
 
+if TYPE_CHECKING:
+    from dispatch.facts import HostFacts
+
 MAX_CONTRACT_BYTES = 1 << 20
 BUILTIN_CORPUS = "builtin:stdlib"
 RESUME = "resume.json"
+PROBE_BYTES = 16 << 10
+"""As much as the first files of a run take."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,12 @@ class Job:
     """The host that it is to run on, by its name in hosts.yaml; None is this machine."""
     overrides: tuple[str, ...] = ()
     """What the operator forced, by name; it stands in the manifest."""
+    force: bool = False
+    """Start although the pre-flight of the host says no, as far as that can be forced."""
+    no_gate: str | None = None
+    """Why it is started without a passed smoke; None: it is not."""
+    smoke: str = ""
+    """The command that makes the smoke that it may want, for the message; empty where nobody knows it."""
 
     @property
     def stops_on_interrupt(self) -> bool:
@@ -128,17 +146,21 @@ def create(job: Job) -> runs.RunDir:
     Raises:
         KdError: the job is refused, or the directory cannot be made.
     """
-    return _create(job, job.config, check(job.config))
+    return _create(job, job.config, check(job.config), job.overrides)
 
 
-def _create(job: Job, config: RunConfig, contract: str, remote: Remote | None = None) -> runs.RunDir:
+def _create(
+    job: Job, config: RunConfig, contract: str, overrides: Sequence[str], remote: Remote | None = None
+) -> runs.RunDir:
     return runs.create_run(
-        config, evidence=job.evidence, contract_text=contract, name=job.name, overrides=job.overrides, remote=remote
+        config, evidence=job.evidence, contract_text=contract, name=job.name, overrides=overrides, remote=remote
     )
 
 
 async def make(job: Job, reach: Reach, say: Callable[[str], object]) -> runs.RunDir:
     """The directory of a new run, complete but for the run itself; for a run of another host, there too.
+
+    What a host lacks is planned, the host is looked at, the gate is asked, and only then anything is sent.
 
     Args:
         job: what is to be made.
@@ -148,15 +170,90 @@ async def make(job: Job, reach: Reach, say: Callable[[str], object]) -> runs.Run
     Raises:
         KdError: the job is refused, the directory cannot be made, or the host cannot be reached.
     """
-    if job.host is None:
-        return await asyncio.to_thread(create, job)
-    from dispatch.remote import prepare_host, send_run
-
     contract = await asyncio.to_thread(check, job.config, job.host)
-    config, remote = await prepare_host(reach, job.host, job.config, say)
-    run_dir = await asyncio.to_thread(_create, job, config, contract, remote)
+    await asyncio.to_thread(require_writable, job.evidence)
+    if job.host is None:
+        passed = await asyncio.to_thread(pass_gate, job, job.config, None, say)
+        return await asyncio.to_thread(_create, job, job.config, contract, (*job.overrides, *passed))
+    from console.preflight import preflight, require
+    from dispatch.remote import carry_out, plan_host, send_run
+
+    plan = await plan_host(reach, job.host, job.config, say)
+    found = await preflight(reach, job.host, job.config, job.evidence, plan=plan, say=say)
+    forced = require(found, job.force)
+    for line in found.lines:
+        if line.outcome in ("FAIL", "WARN"):
+            say(f"{job.host}: {line.name}: {line.found}" + (f"; {line.do}" if line.do else ""))
+    passed = await asyncio.to_thread(pass_gate, job, plan.config, found.facts, say)
+    await carry_out(reach, plan, say)
+    remote = msgspec.structs.replace(plan.remote, facts=found.facts)
+    overrides = (*job.overrides, *forced, *passed)
+    run_dir = await asyncio.to_thread(_create, job, plan.config, contract, overrides, remote)
     await send_run(reach, run_dir)
     return run_dir
+
+
+def pass_gate(job: Job, config: RunConfig, facts: HostFacts | None, say: Callable[[str], object]) -> list[str]:
+    """Asks the gate; returns what belongs in the manifest's `overrides`.
+
+    Args:
+        job: what is to be made.
+        config: as it holds where it is to run.
+        facts: of that host.
+        say: told why the run may start.
+
+    Raises:
+        ConfigError: it may not; see `console.gate`.
+    """
+    if config.mode != "train":
+        return []
+    from console import gate
+
+    found = gate.look(config, job.evidence, job.host, facts=facts)
+    passed = gate.require(found, job.smoke, job.no_gate)
+    if found.needed and found.smoke is not None:
+        say(f"gate: {found.told(time.time())}")
+    if job.no_gate is not None and not passed:
+        say(f"--no-gate: not needed: {found.told(time.time())}")
+    return passed
+
+
+def require_writable(evidence: Path) -> None:
+    """Refuses a directory for runs that cannot be made or written in, before anything else is done.
+
+    Raises:
+        RunError: it cannot.
+    """
+    problem = writable_problem(evidence, probe=True)
+    if problem:
+        raise RunError(problem, expected="a directory that can be written", do="choose one with --evidence DIR")
+
+
+def writable_problem(evidence: Path, *, probe: bool) -> str:
+    """Why no run can be kept in a directory, which need not be there yet; empty when it can.
+
+    Args:
+        evidence: the directory.
+        probe: write a file there, or where it would be made, and remove it: only that tells for certain.
+    """
+    there = Path(os.path.abspath(evidence))
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    shown = clean(str(there), 300)
+    if not there.is_dir():
+        return f"{shown}: is {'a file' if there.is_file() else 'no directory'}"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"{shown}: cannot be written"
+    if probe:
+        file = there / f".kdconsole-{secrets.token_hex(4)}"
+        try:
+            with file.open("xb") as opened:
+                opened.write(b"\0" * PROBE_BYTES)
+        except OSError as error:
+            return f"{shown}: {error.strerror}"
+        finally:
+            file.unlink(missing_ok=True)
+    return ""
 
 
 def wants_gpu(config: RunConfig) -> bool:
@@ -164,11 +261,19 @@ def wants_gpu(config: RunConfig) -> bool:
     return config.train.device in ("auto", "cuda")
 
 
-async def start_again(run_dir: runs.RunDir, allow_changed: Sequence[str], place: Place) -> None:
+async def start_again(
+    run_dir: runs.RunDir, allow_changed: Sequence[str], place: Place, loss: Callable[[str], object] | None = None
+) -> None:
     """Another attempt of a run that ended before its last step, from its newest whole checkpoint.
 
+    Args:
+        run_dir: the run.
+        allow_changed: what may differ from its beginning.
+        place: where it is.
+        loss: accepts that its host lost the end of its stream; see `dispatch.mirror`.
+
     Raises:
-        RunError: it is no full run, it still runs, or it is complete.
+        RunError: it is no full run, it still runs, it is complete, or its stream there is not the one that is here.
     """
     if run_dir.manifest.mode != "train":
         raise RunError(f"run {run_dir.id}: a {run_dir.manifest.mode}", expected="a training run")
@@ -180,15 +285,34 @@ async def start_again(run_dir: runs.RunDir, allow_changed: Sequence[str], place:
         raise RunError(f"run {run_dir.id}: {now.state}", do=f"kdconsole --headless attach {run_dir.id}")
     if now.exit is not None and now.exit.exit_code == ExitCode.OK:
         raise RunError(f"run {run_dir.id}: complete already", do="start a new run to train further")
+    if not place.local:  # before the host goes on from what may be less than we have
+        from dispatch.mirror import check_copy
+
+        await check_copy(place.transport, place.run_dir, run_dir.path, python=place.python, loss=loss)
+    before = None
+    with contextlib.suppress(OSError):
+        before = read_regular(run_dir.path / RESUME, MAX_CONTRACT_BYTES)
     try:
         write_atomic(run_dir.path / RESUME, json.dumps({"allow_changed": list(allow_changed)}).encode())
     except OSError as error:
         raise RunError(f"{run_dir.path}: {error.strerror}", expected="a run directory that can be written") from None
     if not place.local:
-        from dispatch.transfer import put
+        from dispatch.putting import put
 
         await put(place.transport, run_dir.path / RESUME, f"{place.run_dir}/{RESUME}", python=place.python)
-    await place.launch(gpu=wants_gpu(config), again=True)
-    if not place.local:  # there the supervisor has put them aside
-        for name in (EXIT, SUMS):
-            (run_dir.path / name).unlink(missing_ok=True)
+    from dispatch.seal import reopen
+
+    try:
+        await place.launch(gpu=wants_gpu(config), again=True)
+    except RunError:  # refused: its evidence is to stay as it was
+        _put_back(run_dir.path / RESUME, before)
+        raise
+    await asyncio.to_thread(reopen, run_dir)
+
+
+def _put_back(path: Path, content: bytes | None) -> None:
+    with contextlib.suppress(OSError):
+        if content is None:
+            path.unlink()
+        else:
+            write_atomic(path, content)

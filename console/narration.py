@@ -82,8 +82,6 @@ class Narrator:
             if telling:
                 for line in human_lines(event, state.run):
                     self.say(line)
-        if batch.silent_seconds > 15:
-            self.say(f"nothing heard for {batch.silent_seconds:.0f} s in phase {state.phase}")
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=_where(state), completed=self._fraction(state))
         elif state.last_step is not None and batch.events and time.monotonic() - self._told > PLAIN_SECONDS:

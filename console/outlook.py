@@ -12,16 +12,13 @@ from console.palette import ORDER
 from console.run_state import RunState
 from console.times import age
 from console.view import View
+from dispatch.liveness import HEARTBEAT_SECONDS, phase_budget, step_budget
 from engine.errors import ExitCode
 from engine.stream import Checkpoint, CheckpointFailed, Verdict
 from engine.text import clean
 
-HEARTBEAT_SECONDS = 5.0
-"""Between two heartbeats of a process that lives."""
-SILENCE_SECONDS = HEARTBEAT_SECONDS + 15.0
+SILENCE_SECONDS = HEARTBEAT_SECONDS
 """Without any line for this long, the process counts as stalled."""
-STEP_SECONDS, STEP_FACTOR = 60.0, 20.0
-"""Without a step for this long, and for this many mean steps, training counts as stalled."""
 RECENT_STEPS = 2_000
 _SET_BACK_SECONDS = 1.0
 """A stamp that lies further than this in the future was made before its clock was set back."""
@@ -63,10 +60,11 @@ class Outlook:
 class Ages:
     """Seconds since something was last heard, each by its own clock; None where it never was, or cannot be told.
 
-    `data` since the last line of any kind, `heartbeat` since the process last said that it lives, `step` since
-    training last went on.
+    `link` since the host last answered, `data` since the last line of any kind, `heartbeat` since the process last said
+    that it lives, `step` since training last went on.
     """
 
+    link: float | None = None
     data: float | None = None
     heartbeat: float | None = None
     step: float | None = None
@@ -92,7 +90,8 @@ def outlook(view: View) -> Outlook:
     if link.problem:
         return Outlook("UNREACHABLE", _unreachable(view))
     if link.status in ("lost", "ended"):
-        reason = f"neither an end nor a process was found, last phase {state.phase}; see launch.log"
+        found = "its host was started anew while it ran" if link.rebooted else "neither an end nor a process was found"
+        reason = f"{found}, last phase {state.phase}; see launch.log"
         return Outlook("LOST", reason=reason, exit_code=ExitCode.UNDECIDED)
     if not link.live:
         return Outlook(_going(state))
@@ -126,24 +125,30 @@ def _progress_stall(view: View) -> tuple[str, ...]:
     beat = () if told.heartbeat is None else (f"heartbeat {age(told.heartbeat)}",)
     if told.step is not None and state.phase == "train" and told.step > longest_wait(state):
         return (f"no step for {age(told.step)}", *beat, "phase train")
-    if not state.phases:
+    if not state.phases or (state.phases[-1].budget_seconds is None and state.phase == "train"):
         return ()
     phase = state.phases[-1]
     spent = max(phase.seconds, _passed(host_now(view), phase.started) or 0.0)
-    if phase.budget_seconds is not None and spent > phase.budget_seconds:
-        return (f"phase {phase.name} for {age(spent)} of its {age(phase.budget_seconds)}", *beat)
+    budget = phase_budget(phase.name, phase.budget_seconds)
+    if spent > budget:
+        return (f"phase {phase.name} for {age(spent)} of its {age(budget)}", *beat)
     return ()
 
 
 def longest_wait(state: RunState) -> float:
-    """Seconds that may pass without a step: a minute, 20 mean steps, or twice what an evaluation and a save took."""
+    """Seconds that may pass without a step: a minute, 20 mean steps, or twice what an evaluation and a save took.
+
+    The first one of an attempt has more of them, for it may have to compile.
+    """
     seconds = state.steps.column("seconds")[-RECENT_STEPS:]
     seconds = seconds[np.isfinite(seconds)]
     with np.errstate(over="ignore"):
-        mean = float(seconds.mean()) if len(seconds) else 0.0
+        mean = float(seconds.mean()) if len(seconds) else None
+    if state.last_step is not None and state.run is not None and 0 <= state.last_step.seq < state.run.seq:
+        mean = None
     saved = next((c.waited_seconds for c in reversed(state.checkpoints) if isinstance(c, Checkpoint)), 0.0)
     between = 2 * ((state.evals[-1].seconds if state.evals else 0.0) + saved)
-    return max(STEP_SECONDS, STEP_FACTOR * mean, between if math.isfinite(between) else 0.0)
+    return step_budget(mean, between)
 
 
 def host_now(view: View) -> float:
@@ -162,8 +167,9 @@ def host_now(view: View) -> float:
 def ages(view: View) -> Ages:
     """How old everything is that the view knows."""
     state, now = view.state, host_now(view)
+    link = max(0.0, view.now - view.link.answered) if view.link.answered and not view.scrubbed else None
     if not state.events:
-        return Ages()
+        return Ages(link)
     data = _passed(now, state.last_t)
     beat = None if state.heartbeat is None else _passed(now, state.heartbeat.t)
     # As in the falsifiers: an evaluation between two steps and the beginning of the phase end a wait as well.
@@ -171,7 +177,7 @@ def ages(view: View) -> Ages:
     stamps += [state.evals[-1].t] if state.evals and state.phase == "train" else []
     stamps += [state.phases[-1].started] if state.phase == "train" else []
     waits = [wait for wait in (_passed(now, t) for t in stamps) if wait is not None]
-    return Ages(data, beat, min(waits, default=None))
+    return Ages(link, data, beat, min(waits, default=None))
 
 
 def _passed(now: float, t: float) -> float | None:

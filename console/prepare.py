@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,15 @@ from typing import Literal
 
 import msgspec
 
+from console import gate
+from console.gate import Gate
 from console.launch import check, contract_text
-from console.room import Room, look
-from console.run_files import read_exit
-from dispatch import runs
-from engine.config import ConfigProblems, Data, RunConfig, Student, Teacher, gate_fingerprint, load_config
-from engine.errors import ConfigError, ExitCode, KdError
+from console.room import Room, look, shortage
+from engine.config import ConfigProblems, Data, RunConfig, Student, Teacher, load_config
+from engine.errors import ConfigError, KdError
 from engine.falsifiers import parse_contract
 from engine.formats import ModelFiles, Role, inspect_model_dir, resolve_builtin
+from engine.schema import ON_HOST
 from engine.text import clean
 from engine.vocabulary import check_vocabulary
 
@@ -28,6 +30,8 @@ Outcome = Literal["PASS", "FAIL", "PENDING", "UNKNOWN"]
 MAX_FILES = 200
 """YAML files of the working directory that are offered."""
 SUFFIXES = (".yaml", ".yml")
+SMOKE = "smoke"
+"""Name of the check that the gate makes."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,14 @@ class Draft:
         template: name of a template.
         file: path of a YAML file.
         sets: `KEY=VALUE` texts in one line, separated and quoted as in a shell.
+        host: the host that it is to run on; None is this machine.
     """
 
     mode: Mode = "smoke"
     template: str | None = "builtin"
     file: Path | None = None
     sets: str = ""
+    host: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Check:
     name: str
     outcome: Outcome
     text: str
+    forcible: bool = False
+    """A FAIL that the operator may override."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +88,30 @@ class Prepared:
     checks: tuple[Check, ...] = ()
     room: Room | None = None
     values: tuple[Value, ...] = ()
+    gate: Gate | None = None
+    """What the gate says of a training; None for everything else, and where its host was not looked at yet."""
+    complete: bool = True
+    """All was looked at; not so before a host has answered."""
 
     @property
     def refusals(self) -> tuple[str, ...]:
-        """Everything that forbids a start; too little room does not, it has to be forced."""
-        return (*self.problems, *(f"{c.name}: {c.text}" for c in self.checks if c.outcome == "FAIL"))
+        """Everything that forbids a start and cannot be overridden here."""
+        failed = (c for c in self.checks if c.outcome == "FAIL" and not c.forcible)
+        return (*self.problems, *(f"{c.name}: {c.text}" for c in failed))
+
+    @property
+    def shortages(self) -> tuple[str, ...]:
+        """What forbids a start unless it is forced: too little room above all."""
+        here = () if self.room is None else tuple(map(shortage, self.room.shortages))
+        return (
+            *here,
+            *(f"{c.name}: {c.text}" for c in self.checks if c.outcome == "FAIL" and c.name != SMOKE and c.forcible),
+        )
+
+    @property
+    def gate_closed(self) -> bool:
+        """It wants a passed smoke and has none: it starts only with a reason."""
+        return self.gate is not None and not self.gate.open
 
 
 def yaml_files(directory: Path) -> list[Path]:
@@ -110,14 +137,21 @@ def prepare(draft: Draft, evidence: Path, environ: Mapping[str, str]) -> Prepare
         return Prepared(draft, problems=tuple(str(each) for each in error.problems))
     except (KdError, OSError) as error:
         return Prepared(draft, problems=(_said(error),))
-    checks = [*_checks(config), *_gate(config, evidence)]
+    checks = _checks(config, draft.host)
+    if draft.host is not None:
+        later = "looking at it: its memory and disk, what is to be sent, the gate"
+        checks.append(Check(draft.host, "PENDING", later))
+        return Prepared(draft, config=config, checks=tuple(checks), values=values(config), complete=False)
+    found = gate.look(config, evidence) if config.mode == "train" else None
+    if found is not None:
+        checks.append(gate_check(found))
     room: Room | None = None
     try:
         room = look(config, evidence)
     except (KdError, OSError) as error:
         if not any(each.outcome == "FAIL" for each in checks):
             checks.append(Check("room", "FAIL", _said(error)))
-    return Prepared(draft, config=config, checks=tuple(checks), room=room, values=values(config))
+    return Prepared(draft, config=config, checks=tuple(checks), room=room, values=values(config), gate=found)
 
 
 def values(config: RunConfig) -> tuple[Value, ...]:
@@ -130,21 +164,17 @@ def values(config: RunConfig) -> tuple[Value, ...]:
     return tuple(Value(key, _written(v), _written(defaults[key]) if key in defaults else None) for key, v in flat)
 
 
-def passed_smoke(config: RunConfig, evidence: Path) -> str | None:
-    """The id of the newest smoke in `evidence` that passed with the same gate fingerprint."""
-    wanted = gate_fingerprint(config)
-    for each in runs.find_runs(evidence):
-        if each.manifest.mode == "smoke" and each.manifest.gate_fingerprint == wanted and _ended_well(each.path):
-            return each.id
-    return None
-
-
-def _ended_well(run: Path) -> bool:
+def smoke_command(draft: Draft, evidence: Path) -> str:
+    """The command that makes the smoke of what was chosen; empty where there is none: a template has no file."""
+    if draft.file is None and draft.template != "builtin":
+        return ""
+    given = [] if draft.file is None else [str(draft.file)]
     try:
-        record = read_exit(run)
-    except KdError:
-        return False
-    return record is not None and record.exit_code == ExitCode.OK
+        sets = shlex.split(draft.sets)
+    except ValueError:
+        return ""
+    given += [word for each in sets for word in ("--set", each)]
+    return gate.smoke_command(given, host=draft.host, evidence=evidence)
 
 
 def _resolve(draft: Draft, environ: Mapping[str, str]) -> RunConfig:
@@ -159,7 +189,7 @@ def _resolve(draft: Draft, environ: Mapping[str, str]) -> RunConfig:
     return load_config(file, sets=sets, environ=environ, template=draft.template, overrides={"mode": draft.mode})
 
 
-def _checks(config: RunConfig) -> list[Check]:
+def _checks(config: RunConfig, host: str | None) -> list[Check]:
     """Each part by itself, so that all that is wrong is seen at once; the last one is the check that a start makes."""
     source, random = config.student.source, config.student.starts_random
     found: dict[Role, ModelFiles] = {}
@@ -169,17 +199,21 @@ def _checks(config: RunConfig) -> list[Check]:
         return f"{clean(path, 200)}, {len(parse_contract(contract_text(config), path).falsifiers)} falsifiers"
 
     def student() -> str:
+        if host is not None and ON_HOST.match(source):
+            return f"{clean(source, 200)}, looked at there"
         found["student"] = inspect_model_dir(resolve_builtin(source), "student", need_weights=not random)
         return _model(source, found["student"]) + (", random weights" if random else "")
 
     def teacher() -> str:
         if config.teacher is None:
             return "none: plain training"
+        if host is not None and ON_HOST.match(config.teacher.path):
+            return f"{clean(config.teacher.path, 200)}, looked at there"
         found["teacher"] = inspect_model_dir(resolve_builtin(config.teacher.path), "teacher")
         return _model(config.teacher.path, found["teacher"])
 
     def data() -> str:
-        check(config)
+        check(config, host)
         return ", ".join(clean(path, 200) for path in config.data.paths)
 
     checks = [_run("contract", contract), _run("teacher", teacher), _run("student", student)]
@@ -210,14 +244,14 @@ def _model(path: str, found: ModelFiles) -> str:
     return f"{clean(path, 200)}, {clean(found.model_type, 60)}{size}"
 
 
-def _gate(config: RunConfig, evidence: Path) -> Iterator[Check]:
-    if config.mode != "train":
-        return
-    smoke = passed_smoke(config, evidence)
-    if smoke is None:
-        yield Check("smoke", "UNKNOWN", "none has passed with this configuration here; a minute now may save days")
-    else:
-        yield Check("smoke", "PASS", f"{clean(smoke, 200)} passed with this configuration")
+def gate_check(found: Gate) -> Check:
+    """What the gate says as a check."""
+    told = clean(found.told(time.time()), 2000)
+    if found.smoke is not None:
+        return Check(SMOKE, "PASS", told)
+    if found.needed:
+        return Check(SMOKE, "FAIL", f"{told}; a smoke is a minute: mode smoke, then Start", forcible=True)
+    return Check(SMOKE, "UNKNOWN", told)
 
 
 def _flat(tree: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:

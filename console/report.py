@@ -36,6 +36,8 @@ class Result:
     reason: str
     evidence: Path
     launch_seconds: float
+    evidence_id: str | None = None
+    """SHA-256 of SHA256SUMS; None where the evidence is not complete."""
 
     @property
     def decision(self) -> str:
@@ -107,6 +109,7 @@ def document(result: Result) -> dict[str, Any]:
             ],
             "disagreements": state.disagreements,
             "evidence": str(result.evidence),
+            "evidence_id": result.evidence_id,
         }
     )
     return told
@@ -132,7 +135,7 @@ def _parts(result: Result) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if result.exit_code == ExitCode.USAGE:
         # Nothing was trained: a table would only bury the one message.
-        return [_Line(f"evidence  {clean(str(result.evidence))}"), _decision(result)]
+        return [_evidence(result), _decision(result)]
     if result.mode == "smoke":
         if end is not None and "final_loss" in end.summary:
             parts.append(_Line(smoke_line(end)))
@@ -143,9 +146,14 @@ def _parts(result: Result) -> list[RenderableType]:
     if state.judged:
         parts.append(_Verdicts(state.judged))
     parts += [Text(f"✘ verdicts disagree: {line}", style="bold red") for line in state.disagreements]
-    parts.append(_Line(f"evidence  {clean(str(result.evidence))}"))
+    parts.append(_evidence(result))
     parts.append(_decision(result))
     return parts
+
+
+def _evidence(result: Result) -> _Line:
+    known = f"\nevidence id  {result.evidence_id}" if result.evidence_id else ""
+    return _Line(f"evidence  {clean(str(result.evidence))}{known}")
 
 
 def _decision(result: Result) -> Text:

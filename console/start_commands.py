@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from console.command import EXIT_CODES, evidence_option, finish, narrator, need_terminal, open_screen
 from engine.errors import KdError
 
 if TYPE_CHECKING:
+    from console.legacy_env import Legacy
     from engine.config import RunConfig
+
+Mode = Literal["smoke", "train"]
 
 _OPTIONS = {
     "teacher": "--teacher",
@@ -34,6 +39,8 @@ def _run_options(command: Any) -> Any:
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
         click.option("--quiet", "-q", is_flag=True, help="No narration on standard error."),
         click.option("--force", is_flag=True, help="Start although there is too little memory or disk; recorded."),
+        click.option("--legacy-env", is_flag=True, help="Take the old launch scripts' variables, each told."),
+        click.option("--dry-run", is_flag=True, help="Print every step of the start and change nothing."),
         click.option("--host", metavar="NAME", help="Run it on this host; see kdconsole hosts."),
         click.option("--name", metavar="TEXT", help="What you call this run; kept in its manifest."),
         evidence_option,
@@ -72,6 +79,7 @@ def smoke_command(
       kdconsole --headless smoke
       kdconsole --headless smoke config.yaml --budget 120 --project-to 20000
       kdconsole --headless smoke --teacher big/ --student small/ --data text/
+      kdconsole --headless smoke config.yaml --host gx10 --dry-run
     """
     flags = {"smoke.budget_seconds": budget, "smoke.max_steps": max_steps, "smoke.project_to": project_to}
     _start(context, config, "smoke", flags, **options)
@@ -87,7 +95,11 @@ def smoke_command(
     type=click.Choice(("config", "teacher", "tokenizer", "data", "initial_weights")),
     help="With --resume: what may differ from the run's beginning.",
 )
+@click.option(
+    "--accept-loss", is_flag=True, help="With --resume: go on where a reboot of the host lost the stream's end."
+)
 @click.option("--max-steps", metavar="N", help="End after N steps, complete; the schedule stays train.steps'.")
+@click.option("--no-gate", metavar="REASON", help="Start 5,000 steps or more without a passed smoke; recorded.")
 @_run_options
 @click.pass_context
 def train_command(
@@ -96,31 +108,39 @@ def train_command(
     config: Path | None,
     resume: str | None,
     allow_changed: tuple[str, ...],
+    accept_loss: bool,
     max_steps: str | None,
+    no_gate: str | None,
     **options: Any,
 ) -> None:
     """Train to the last step, saving checkpoints, and write the verified model.
 
     Ctrl-C leaves the run going and says how to stop it. A run that was stopped, or crashed, goes on with --resume from
-    its newest whole checkpoint.
+    its newest whole checkpoint. One of 5,000 steps or more wants a smoke of the same configuration that passed on the
+    same host within the last 7 days.
 
     \b
     Examples:
       kdconsole --headless train config.yaml
       kdconsole --headless train config.yaml --max-steps 200
+      kdconsole --headless train config.yaml --host gx10 --dry-run
       kdconsole --headless train --resume 20260102-030405
     """
-    if (config is None) == (resume is None):
+    nothing = config is None and resume is None and not options["legacy_env"]
+    if nothing or (config is not None and resume is not None):
         raise click.UsageError("give either CONFIG or --resume RUN")
-    need_terminal(context)
+    if accept_loss and (resume is None or not context.obj["headless"]):
+        raise click.UsageError("--accept-loss goes with --headless and --resume")
     if resume is None:
-        _start(context, config, "train", {"train.max_steps": max_steps}, **options)
+        _start(context, config, "train", {"train.max_steps": max_steps}, no_gate=no_gate, **options)
         return
+    need_terminal(context)
     from console import headless
     from dispatch.runs import resolve_run
 
-    given = {"max-steps": max_steps is not None, "set": options["sets"]}
+    given = {"max-steps": max_steps is not None, "no-gate": no_gate is not None, "set": options["sets"]}
     given |= {name: options[name] for name in ("teacher", "student", "data", "contract", "host", "name", "force")}
+    given |= {name: options[name.replace("-", "_")] for name in ("dry-run", "legacy-env")}
     ignored = [name for name, value in given.items() if value]
     if ignored:
         raise click.UsageError(f"--resume takes the run's own configuration; leave out --{ignored[0]}")
@@ -128,13 +148,13 @@ def train_command(
     if not context.obj["headless"]:
         open_screen(context, options["evidence"], run=run_dir.path, resume=allow_changed)
         return
-    finish(headless.resume(run_dir, allow_changed, narrator(options["quiet"])), options["as_json"])
+    finish(headless.resume(run_dir, allow_changed, narrator(options["quiet"]), accept_loss), options["as_json"])
 
 
 def _start(
     context: click.Context,
     file: Path | None,
-    mode: str,
+    mode: Mode,
     flags: dict[str, str | None],
     *,
     teacher: str | None,
@@ -148,35 +168,51 @@ def _start(
     force: bool,
     quiet: bool,
     as_json: bool,
+    dry_run: bool,
+    legacy_env: bool,
+    no_gate: str | None = None,
 ) -> None:
-    """Reads the configuration, makes the run, reports."""
-    need_terminal(context)
+    """Reads the configuration, makes the run, reports; with `dry_run` only tells what it would do."""
+    if not (dry_run or legacy_env):  # which may say DRY_RUN
+        need_terminal(context)
     from console import headless
     from console.launch import Job
     from engine.cautions import cautions
-    from engine.config import load_config
-    from engine.yaml_io import parse_value
 
     try:
         texts = {"teacher": teacher, "student": student, "data.path": data, "contract": contract}
-        # A flag's text is read as YAML reads it, so that `--budget ten` is told apart from a number like anywhere else.
-        # Nothing and null are no numbers either: an empty shell variable must not become the default.
-        numbers = {
-            key: text if text is None or (value := parse_value(text, _OPTIONS[key])) is None else value
-            for key, text in flags.items()
-        }
-        config = load_config(
-            file,
-            sets=sets,
-            environ=os.environ,
-            template=None if file else "builtin",
-            overrides={"mode": mode, **texts, **numbers},
-            options=_OPTIONS,
-        )
+        legacy = None
+        if legacy_env:
+            given = {key: _OPTIONS[key] for key, value in {**texts, **flags}.items() if value is not None}
+            given |= {key: f"--set {key}" for key in (each.partition("=")[0].strip() for each in sets)}
+            given |= {"--evidence": "--evidence"} if _typed(context, "evidence") else {}
+            legacy = _read_legacy(mode, given | ({"--dry-run": "--dry-run"} if dry_run else {}), host)
+            dry_run = dry_run or legacy.dry_run
+            evidence = legacy.evidence or evidence
+            host = host or legacy.host
+            if not dry_run:
+                need_terminal(context)
+        config = _configuration(file, mode, {**texts, **_numbers(flags)}, sets, legacy)
         for caution in cautions(config):
             click.echo(f"warning: {caution}", err=True)
-        overrides = _require_room(config, evidence, force, quiet) if host is None else []
-        job = Job(config, evidence, name, host=host, overrides=tuple(overrides))
+        words = [] if file is None else [str(file)]
+        words += [word for key, text in texts.items() if text is not None for word in (_OPTIONS[key], text)]
+        words += [word for each in sets for word in ("--set", each)] + (["--legacy-env"] if legacy_env else [])
+        overrides = _require_room(config, evidence, force, quiet) if host is None and not dry_run else []
+        job = Job(
+            config,
+            evidence,
+            name,
+            host=host,
+            overrides=tuple(overrides),
+            force=force,
+            no_gate=no_gate,
+            smoke=_smoke_command(context, words, host, evidence),
+        )
+        if dry_run:
+            from console.dry_run import finish as finish_dry
+
+            finish_dry(job, narrator(quiet).say, as_json)
         if not context.obj["headless"]:
             open_screen(context, evidence, job=job)
             return
@@ -187,6 +223,62 @@ def _start(
             click.echo(json.dumps(failed, indent=2))
         raise
     finish(result, as_json)
+
+
+def _numbers(flags: Mapping[str, str | None]) -> dict[str, object]:
+    """The flags' texts as YAML reads them, so that `--budget ten` is told apart from a number like anywhere else.
+
+    Nothing and null are no numbers either: an empty shell variable must not become the default.
+    """
+    from engine.yaml_io import parse_value
+
+    return {
+        key: text if text is None or (value := parse_value(text, _OPTIONS[key])) is None else value
+        for key, text in flags.items()
+    }
+
+
+def _configuration(
+    file: Path | None, mode: Mode, given: Mapping[str, object], sets: Sequence[str], legacy: Legacy | None
+) -> RunConfig:
+    """The configuration of a run; with the old scripts' variables a file is not needed, and no template is taken."""
+    from engine.config import ConfigProblems, load_config
+
+    try:
+        return load_config(
+            file,
+            sets=sets,
+            environ=os.environ if legacy is None else {**legacy.variables, **os.environ},
+            template=None if file or legacy else "builtin",
+            overrides={"mode": mode, **given},
+            options=_OPTIONS,
+        )
+    except ConfigProblems as error:
+        raise error if legacy is None else legacy.renamed(error) from None
+
+
+def _read_legacy(mode: Mode, given: Mapping[str, str], host: str | None) -> Legacy:
+    """What the old scripts' variables say, told on standard error."""
+    from console.legacy_env import read_legacy
+    from dispatch.hosts import load_hosts
+
+    legacy = read_legacy(os.environ, mode, given, host, load_hosts())
+    for line in legacy.told:
+        click.echo(line, err=True)
+    return legacy
+
+
+def _smoke_command(context: click.Context, words: Sequence[str], host: str | None, evidence: Path) -> str:
+    """The command that makes the smoke that this run may want."""
+    from console.gate import smoke_command
+
+    kept = evidence if _typed(context, "evidence") else None
+    return smoke_command(words, host=host, evidence=kept, headless=context.obj["headless"])
+
+
+def _typed(context: click.Context, parameter: str) -> bool:
+    """Whether an option stands on the command line."""
+    return context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE
 
 
 def _require_room(config: RunConfig, evidence: Path, force: bool, quiet: bool) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from console.run_state import RunState
+from dispatch.liveness import Liveness
 from dispatch.manifest import ExitRecord, Manifest
 from dispatch.manifest import RunState as HostState
 
@@ -21,9 +22,15 @@ class Link:
     status: HostState = "starting"
     heard: float = 0.0
     """When the last line arrived; 0 before the first."""
+    answered: float = 0.0
+    """When the host last answered anything; 0 before it did."""
+    liveness: Liveness | None = None
+    """The three clocks as they stood then; None of a run that is not followed."""
     latency_seconds: float | None = None
     problem: str = ""
     exit: ExitRecord | None = None
+    rebooted: bool = False
+    """It is lost because its host was started anew."""
     live: bool = True
     """Followed now; false for a run that is only looked at."""
 

@@ -73,7 +73,9 @@ class Watcher:
                 raise
             except TransportError as error:
                 self._link = replace(self._link, problem=clean(str(error), 500))
-            nothing = Batch((), (), self._follower.offset, self._link.status, None, 0.0)
+            unknown = self._follower.clocks.at_once(reached=False)
+            self._link = replace(self._link, liveness=unknown)
+            nothing = Batch((), (), self._follower.offset, self._link.status, None, 0.0, unknown)
             yield Sight(self._reducer.state, self._link, nothing, caught_up=self._past is not None)
             await asyncio.sleep(wait * random.uniform(0.5, 1.5))
             wait = min(longest, 2 * wait)
@@ -89,9 +91,12 @@ class Watcher:
                 self._link,
                 status=batch.status,
                 heard=time.time() if batch.lines else self._link.heard,
+                answered=time.time(),
+                liveness=batch.liveness,
                 latency_seconds=None if self._place.local else self._follower.latency_seconds,
                 problem="",
                 exit=batch.ended,
+                rebooted=batch.rebooted,
                 live=not ended,
             )
             caught_up = not batch.lines or batch.offset >= self._past

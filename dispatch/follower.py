@@ -16,16 +16,22 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from dispatch import runs
-from dispatch.manifest import EVENTS, EXIT, ExitRecord, RunState, decode
+from dispatch.liveness import Clocks, Liveness
+from dispatch.manifest import EVENTS, EXIT, ExitRecord, RunState, SupervisorHeartbeat, decode
+from dispatch.supervisor import HEARTBEAT
 from dispatch.transport import MissingFile, Transport
-from engine.errors import StreamError
+from engine.errors import RunError, StreamError
 from engine.stream import MAX_LINE_BYTES, Event, decode_line
 
 READ_BYTES = 1 << 20
 TICK_SECONDS = 1.0
 STATUS_SECONDS = 5.0
 """So long nothing has to arrive before the host is asked whether the run is still there, and between two questions."""
+SUPERVISOR_SECONDS, UNMOVED_SECONDS = 60.0, 15.0
+"""Between two looks at the supervisor's heartbeat, and since when without progress it is looked at more often."""
+SUPERVISOR_SOON_SECONDS = 10.0
 _MAX_EXIT_BYTES = 1 << 20
+_MAX_HEARTBEAT_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,11 @@ class Batch:
     ended: ExitRecord | None
     """How the trainer ended; in the last batch, unless the run is lost."""
     silent_seconds: float
-    """Since the last line arrived, or since the following began."""
+    """Since the last line arrived, or since the following began; what was not asked for does not count."""
+    liveness: Liveness | None = None
+    """Link, process and progress, each by its own clock; None in the last batch."""
+    rebooted: bool = False
+    """The run is lost because its host was started anew; in the last batch."""
 
 
 class Follower:
@@ -72,6 +82,7 @@ class Follower:
         self.run = run
         self.latency_seconds: float | None = None
         """How long the host took for the last read that brought nothing."""
+        self.clocks = Clocks()
         self._transport = transport
         self._run_dir = str(run_dir)
         self._events = f"{run_dir}/{EVENTS}"
@@ -94,18 +105,21 @@ class Follower:
         status: RunState = "starting" if self.offset == 0 else "running"
         ended: ExitRecord | None = None
         heard = asked = ticked = time.monotonic()
+        looked, rebooted = float("-inf"), False
         while True:
             began = time.monotonic()
             lines, events = await self._read()
             now = time.monotonic()
+            self.clocks.heard(began, bool(lines), events)
             if lines:
                 heard = ticked = now
                 status = "running" if status == "starting" else status
-                yield Batch(events, lines, self.offset, "running", None, 0.0)
+                yield Batch(events, lines, self.offset, "running", None, 0.0, self.clocks.at_once())
                 continue
             self.latency_seconds = now - began
+            silent = self.clocks.silent_seconds
             if status in ("ended", "lost"):  # And a read after that found nothing more.
-                yield Batch((), (), self.offset, status, ended, now - heard)
+                yield Batch((), (), self.offset, status, ended, silent, None, rebooted)
                 return
             ended = await self._exit_record()
             if ended is not None:
@@ -116,12 +130,16 @@ class Follower:
                 told = await runs.status(
                     self._transport, self._run_dir, python=self._python, supervisor=self._supervisor
                 )
-                status, ended = told.state, told.exit
+                status, ended, rebooted = told.state, told.exit, told.rebooted
                 if status in ("ended", "lost"):
                     continue
+            unmoved = self.clocks.unmoved_seconds > UNMOVED_SECONDS
+            if now - looked >= (SUPERVISOR_SOON_SECONDS if unmoved else SUPERVISOR_SECONDS):
+                looked = now
+                self.clocks.supervised(await self._supervisor_heartbeat())
             if now - ticked >= TICK_SECONDS:
                 ticked = now
-                yield Batch((), (), self.offset, status, None, now - heard)
+                yield Batch((), (), self.offset, status, None, silent, self.clocks.at_once())
             await asyncio.sleep(poll)
 
     async def _read(self) -> tuple[tuple[bytes, ...], tuple[Event, ...]]:
@@ -181,6 +199,14 @@ class Follower:
 
     def _broken(self, what: str, expected: str | None = None) -> StreamError:
         return StreamError(f"{self._transport.host}: {self._events}, byte {self.offset:,}: {what}", expected=expected)
+
+    async def _supervisor_heartbeat(self) -> SupervisorHeartbeat | None:
+        path = f"{self._run_dir}/{HEARTBEAT}"
+        try:
+            beat = decode(SupervisorHeartbeat, await self._transport.read(path, 0, _MAX_HEARTBEAT_BYTES), path)
+        except (MissingFile, RunError):  # an older supervisor, or one that is writing it
+            return None
+        return beat if beat.run == self.run else None
 
     async def _exit_record(self) -> ExitRecord | None:
         path = f"{self._run_dir}/{EXIT}"

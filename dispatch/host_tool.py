@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 import platform
+import pwd
 import re
 import secrets
 import select
@@ -31,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 MAX_REQUEST = 32 << 20
@@ -39,6 +41,9 @@ MAX_DEPTH = 32
 CHUNK = 1 << 20
 SMALL = 512 << 10
 """So few bytes are hashed sooner than another thread is told to."""
+ROOM = 256 << 10
+"""Bytes read at a time of what is received, always to the same place: new memory for each costs about as much as
+hashing does."""
 PIECE = 32 << 10
 """Bytes a write. Larger ones cost some kernels several times the time: they look for larger pages to put them in."""
 ACK_BYTES = 4 << 20
@@ -93,14 +98,7 @@ class Input:
 
     def __init__(self) -> None:
         self._buffer = b""
-
-    def _more(self, limit: int, seconds: float) -> bytes:
-        if not select.select([0], [], [], seconds)[0]:
-            raise Refused("nothing has come from the console for too long")
-        data = os.read(0, limit)
-        if not data:
-            raise Refused("the console is gone")
-        return data
+        self._room = memoryview(bytearray(ROOM))
 
     def line(self, seconds: float = IDLE_SECONDS) -> Answer:
         """A JSON object; the end of the input ends it too."""
@@ -119,12 +117,17 @@ class Input:
             raise Refused("the request is no JSON object")
         return value
 
-    def take(self, limit: int) -> bytes:
-        """Some bytes of the content, at most so many."""
+    def take(self, limit: int) -> bytes | memoryview:
+        """Some bytes of the content, at most so many; they are there until the next call."""
         if self._buffer:
             data, self._buffer = self._buffer[:limit], self._buffer[limit:]
             return data
-        return self._more(limit, IDLE_SECONDS)
+        if not select.select([0], [], [], IDLE_SECONDS)[0]:
+            raise Refused("nothing has come from the console for too long")
+        count = os.readv(0, [self._room[:limit]])
+        if not count:
+            raise Refused("the console is gone")
+        return self._room[:count]
 
     def exactly(self, count: int) -> bytes:
         """So many bytes."""
@@ -249,10 +252,10 @@ class Writer:
         self._hasher = ThreadPoolExecutor(1)
         self._hashing: Future[None] | None = None
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """The next bytes."""
         self._hashed()
-        if len(data) < SMALL:
+        if len(data) < SMALL or not isinstance(data, bytes):  # what can change is hashed before this returns
             self._digest.update(data)
         else:
             self._hashing = self._hasher.submit(self._digest.update, data)
@@ -312,15 +315,20 @@ class Writer:
 
 
 def op_hash(request: Answer, _: Input) -> Answer:
-    """`paths` -> `files`: each with `path`, and `size` and `sha256` or `error`."""
+    """`paths` -> `files`: each with `path`, and `size` and `sha256` or `error`.
+
+    With `first` the hash is that of so many bytes from the beginning on, or of all where there are fewer.
+    """
     found = []
+    first = request.get("first")
     for path in request["paths"][:MAX_FILES]:
         root, name = os.path.split(whole(path))
         try:
             descriptor = open_below(root, name)
             try:
                 size = os.fstat(descriptor).st_size
-                digest = digest_of(descriptor, size, Pulse(f"reading {path}"))
+                limit = size if first is None else min(size, int(first))
+                digest = digest_of(descriptor, limit, Pulse(f"reading {path}"))
             finally:
                 os.close(descriptor)
             found.append({"path": path, "size": size, "sha256": digest.hexdigest()})
@@ -642,6 +650,8 @@ def present(place: str, files: list[Any]) -> bool:
             os.close(descriptor)
     if seen != known:
         _write_json(place + ".json", seen)
+    else:
+        os.utime(place + ".json")  # used just now: not to be cleaned away before the run that wants it stands here
     return True
 
 
@@ -710,42 +720,32 @@ def _place(root: str, place: str, files: list[Any]) -> Answer:
     return {"present": False, "root": place}
 
 
-def op_remove(request: Answer, _: Input) -> Answer:
-    """Removes a run's directory: `run` is its name in `base`/runs. Renamed first, so that no half stays."""
-    base, run = whole(request["base"]), request["run"]
-    if not isinstance(run, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run):
-        raise Refused(f"{run!r}: no run's name")
-    runs = os.path.join(base, "runs")
-    with parent_of(base, "runs/" + run) as (directory, name):
-        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        if not stat.S_ISDIR(found.st_mode):
-            raise Refused(f"{runs}/{run}: no directory")
-        doomed = f".removed-{secrets.token_hex(4)}"
-        os.rename(name, doomed, src_dir_fd=directory, dst_dir_fd=directory)
-        freed = _size(os.path.join(runs, doomed))
-        shutil.rmtree(os.path.join(runs, doomed))
-        sync_directory(directory)
-    return {"bytes": freed}
-
-
-def _size(path: str) -> int:
-    total = 0
-    for directory, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(directory, name)).st_size
-    return total
-
-
 # Facts
 
 
-def op_facts(request: Answer, _: Input) -> Answer:
-    """What a host is, for a pre-flight: Python, torch, devices, memory, disk at `base`, write access, clock."""
-    base = whole(request["base"])
-    devices, problem = _devices()
-    memory = _meminfo()
-    unified = bool(devices) and all(each["memory_total"] is None for each in devices)
+GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
+LOCK_DIRECTORIES = ("/run/lock", "/tmp")
+"""Where the supervisor keeps the lock of a GPU, the first that everybody on the host may write to."""
+CONFIG_BYTES = 1 << 20
+NAMED_FILES = 20_000
+
+
+def op_facts(request: Answer, source: Input) -> Answer:
+    """What a host is, for a pre-flight: Python, torch, devices, memory, disk at `base`, write access, clock.
+
+    `visible` stands for CUDA_VISIBLE_DEVICES where it is given; `named` are paths to look at. With `clocks` each line
+    `{"clock": true}` is answered by the time here, until another line comes. With `probe` false no file is made to see
+    whether one can be written.
+    """
+    base, asked = whole(request["base"]), request.get("visible", os.environ.get("CUDA_VISIBLE_DEVICES"))
+    with ThreadPoolExecutor(4) as pool:  # each nvidia-smi takes a second where nothing keeps the driver awake
+        smi, computing, cuda = pool.submit(_devices), pool.submit(_processes), pool.submit(_driver_cuda)
+        named = pool.submit(lambda: [_named(each) for each in request.get("named", [])[:100]])
+        while request.get("clocks") and source.line().get("clock"):
+            say(time=time.time())
+        torch, packages = torch_facts(), {name: _version(name) for name in request.get("packages", [])[:100]}
+        devices, problem = smi.result()
+    device, hidden, wrong = _chosen(devices, asked)
     return {
         "hostname": socket.gethostname(),
         "arch": platform.machine(),
@@ -756,15 +756,114 @@ def op_facts(request: Answer, _: Input) -> Answer:
         "python": platform.python_version(),
         "executable": sys.executable,
         "prefix": sys.prefix,
-        "torch": torch_facts(),
-        "packages": {name: _version(name) for name in request.get("packages", [])[:100]},
+        "torch": torch,
+        "packages": packages,
         "devices": devices,
-        "nvidia_smi": problem,
-        "processes": _processes() if devices else [],
-        "unified_memory": unified,
-        "memory": memory,
-        "base": _base(base),
+        "nvidia_smi": problem or wrong,
+        "driver_cuda": cuda.result() if devices else None,
+        "gpu": device,
+        "gpu_hidden": hidden,
+        "gpu_nodes": any(map(os.path.exists, GPU_NODES)),
+        "lock": _gpu_lock(device) if device else None,
+        "processes": computing.result() if devices else [],
+        "unified_memory": bool(devices) and all(each["memory_total"] is None for each in devices),
+        "memory": _meminfo(),
+        "base": _base(base, probe=request.get("probe") is not False),
+        "named": named.result(),
     }
+
+
+def _chosen(devices: list[Answer], asked: str | None) -> tuple[str | None, bool, str | None]:
+    """The device that a run would take, as the supervisor chooses it; whether all are hidden; what is wrong."""
+    wanted = "0" if asked is None else asked.split(",")[0].strip()
+    if wanted in ("", "-1", "NoDevFiles"):
+        return None, True, None
+    for each in devices:
+        if str(each["index"]) == wanted or each["uuid"].startswith(wanted):
+            return each["uuid"], False, None
+    if not devices or wanted.startswith("MIG-"):
+        return (wanted if devices else None), False, None
+    known = ", ".join(str(each["index"]) for each in devices)
+    return None, False, f"CUDA_VISIBLE_DEVICES={wanted[:80]}: nvidia-smi knows {known[:200]}"
+
+
+def _driver_cuda() -> str | None:
+    """The newest CUDA that the driver takes; only the head of the table has it in every version of nvidia-smi."""
+    found = re.search(r"CUDA[ \w]*Version\s*:\s*(\d+\.\d+)", _run_smi()[0])
+    return found[1] if found else None
+
+
+def _gpu_lock(device: str) -> Answer:
+    """Whether a run holds a device. The lock is not tried: a run that starts in that moment would be refused."""
+    name = "kdconsole-" + "".join(c if c.isalnum() or c == "-" else "_" for c in device)[:80] + ".lock"
+    path = os.path.join(next((d for d in LOCK_DIRECTORIES if os.access(d, os.W_OK)), LOCK_DIRECTORIES[-1]), name)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return {"path": path, "held": False, "by": None}
+    except OSError:
+        return {"path": path, "held": None, "by": None}
+    try:
+        found = os.fstat(descriptor)
+        held = _flocked(path, found)
+        by = os.pread(descriptor, 4096, 0) if stat.S_ISREG(found.st_mode) else b""
+    finally:
+        os.close(descriptor)
+    return {"path": path, "held": held, "by": by.decode(errors="replace").strip() or None}
+
+
+def _flocked(path: str, found: os.stat_result) -> bool | None:
+    """Whether somebody has locked a file, by the system's own list; None where it has none."""
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    try:
+        lines = Path("/proc/locks").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    if any("FLOCK" in fields and place in fields for fields in map(str.split, lines)):
+        return True
+    # In a container the list lacks locks whose first owner is gone; a process that has it open tells, if it is ours.
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                if os.readlink(f"/proc/{pid}/fd/{number}") == path:
+                    text = Path(f"/proc/{pid}/fdinfo/{number}").read_text(encoding="ascii", errors="replace")
+                    if re.search(r"^lock:.*\bFLOCK\b", text, re.MULTILINE):
+                        return True
+    return False
+
+
+def _named(path: object) -> Answer:
+    """What is at a path; of a directory its size, and its config.json where it is a model."""
+    there = whole(path)
+    told: Answer = {"path": there, "kind": None, "bytes": 0, "files": 0, "more": False, "config": None}
+    told |= {"weights": False, "problem": None}
+    try:
+        found = os.stat(there)
+        told["kind"] = "other"
+        if stat.S_ISREG(found.st_mode):
+            told |= {"kind": "file", "bytes": found.st_size, "files": 1}
+            os.close(os.open(there, os.O_RDONLY | os.O_NONBLOCK))
+        elif stat.S_ISDIR(found.st_mode):
+            names, told["kind"] = os.listdir(there), "directory"
+            told["weights"] = "model.safetensors" in names or "model.safetensors.index.json" in names
+            config = Path(there, "config.json")
+            if "config.json" in names and config.is_file() and config.stat().st_size <= CONFIG_BYTES:
+                told["config"] = config.read_text(encoding="utf-8", errors="replace")
+            for directory, below, files in os.walk(there):
+                below[:] = [each for each in below if not each.startswith(".")]
+                for name in files:
+                    if not name.startswith("."):
+                        told["files"] += 1
+                        with contextlib.suppress(OSError):
+                            told["bytes"] += os.stat(os.path.join(directory, name)).st_size
+                if told["files"] > NAMED_FILES:
+                    told["more"] = True
+                    break
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        told["problem"] = _reason(error)
+    return told
 
 
 def _version(name: str) -> str | None:
@@ -792,13 +891,18 @@ def torch_facts() -> Answer | None:
 
 def _smi(*options: str) -> tuple[list[list[str]], str | None]:
     """Rows of nvidia-smi, and what is wrong when there are none."""
+    text, problem = _run_smi(*options, "--format=csv,noheader,nounits")
+    return [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row][:1000], problem
+
+
+def _run_smi(*options: str) -> tuple[str, str | None]:
+    """What nvidia-smi prints, and what is wrong when it does not."""
     program = shutil.which("nvidia-smi", path=os.environ.get("PATH", "") + ":/usr/bin:/usr/local/bin:/usr/lib/wsl/lib")
     if program is None:
-        return [], "not found"
-    command = [program, *options, "--format=csv,noheader,nounits"]
+        return "", "not found"
     try:
         done = subprocess.run(
-            command,
+            [program, *options],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -807,20 +911,21 @@ def _smi(*options: str) -> tuple[list[list[str]], str | None]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return [], f"no answer after {TOOL_SECONDS:g} s"
+        return "", f"no answer after {TOOL_SECONDS:g} s"
     except OSError as error:
-        return [], _reason(error)
+        return "", _reason(error)
     if done.returncode:
         told = (done.stdout.strip() or done.stderr.strip()).splitlines()
-        return [], (told[0] if told else f"exit code {done.returncode}")[:300]
-    return [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row][:1000], None
+        return "", (told[0] if told else f"exit code {done.returncode}")[:300]
+    return done.stdout, None
 
 
 def _devices() -> tuple[list[Answer], str | None]:
-    rows, problem = _smi("--query-gpu=index,uuid,name,driver_version,memory.total,memory.used,compute_cap")
+    fields = "index,uuid,name,driver_version,memory.total,memory.used,compute_cap,memory.free"
+    rows, problem = _smi(f"--query-gpu={fields}")
     found = []
     for row in rows:
-        if len(row) == 7 and row[0].isdigit():
+        if len(row) == 8 and row[0].isdigit():
             found.append(
                 {
                     "index": int(row[0]),
@@ -830,6 +935,7 @@ def _devices() -> tuple[list[Answer], str | None]:
                     "memory_total": _mib(row[4]),
                     "memory_used": _mib(row[5]),
                     "capability": row[6],
+                    "memory_free": _mib(row[7]),
                 }
             )
     return found, problem
@@ -845,12 +951,16 @@ def _processes() -> list[Answer]:
 
 
 def _who(pid: int, name: str) -> Answer:
-    owner, command = None, name
-    with contextlib.suppress(OSError):
+    """Owner and first words of a process; what may be a secret of somebody else is left out."""
+    owner, user, words = None, None, [name]
+    with contextlib.suppress(OSError, KeyError):
         owner = os.stat(f"/proc/{pid}").st_uid
         raw = Path(f"/proc/{pid}/cmdline").read_bytes()[:500]
-        command = raw.replace(b"\0", b" ").decode(errors="replace").strip() or name
-    return {"uid": owner, "command": command}
+        words = [word.decode(errors="replace") for word in raw.split(b"\0") if word][:3] or words
+        user = pwd.getpwuid(owner).pw_name
+    if "-c" in words:
+        words = words[: words.index("-c") + 1]
+    return {"uid": owner, "user": user, "command": " ".join(word.partition("=")[0] for word in words)}
 
 
 def _mib(text: str) -> int | None:
@@ -868,8 +978,8 @@ def _meminfo() -> Answer | None:
     return {key: kib[name] << 10 for key, name in names.items() if name in kib}
 
 
-def _base(base: str) -> Answer:
-    """The directory that runs go to, or would: its nearest part that exists."""
+def _base(base: str, probe: bool) -> Answer:
+    """The directory that runs go to, or would: its nearest part that exists; `probe` makes and removes a file there."""
     there = base
     while not os.path.lexists(there) and there != "/":
         there = os.path.dirname(there)
@@ -878,11 +988,11 @@ def _base(base: str) -> Answer:
         problem = f"{there} is no directory"
     elif not os.access(there, os.W_OK | os.X_OK):
         problem = f"{there} cannot be written"
-    else:
-        probe = os.path.join(there, f".kdconsole-{secrets.token_hex(4)}")
+    elif probe:
+        name = os.path.join(there, f".kdconsole-{secrets.token_hex(4)}")
         try:
-            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            os.unlink(probe)
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            os.unlink(name)
         except OSError as error:
             problem = f"{there}: {_reason(error)}"
     try:
@@ -1024,13 +1134,21 @@ def _tell(command: list[str], env: dict[str, str], what: str) -> None:
 # The whole
 
 
+def load(modules: list[list[str]]) -> None:
+    """More files that travel with a request, as [module's name, source]; their OPERATIONS join those here."""
+    sys.modules["dispatch.host_tool"] = sys.modules[__name__]
+    for name, text in modules:
+        module = sys.modules[name] = ModuleType(name)
+        exec(compile(text, name, "exec"), vars(module))
+        OPERATIONS.update(module.OPERATIONS)
+
+
 OPERATIONS: dict[str, Callable[[Answer, Input], Answer]] = {
     "hash": op_hash,
     "tree": op_tree,
     "send": op_send,
     "receive": op_receive,
     "place": op_place,
-    "remove": op_remove,
     "facts": op_facts,
     "bootstrap": op_bootstrap,
 }
@@ -1045,6 +1163,7 @@ def main() -> int:
     source = Input()
     try:
         request = source.line()
+        load(request.get("modules", []))
         operation = OPERATIONS.get(str(request.get("op")))
         if operation is None:
             raise Refused(f"{request.get('op')!r}: no such operation")

@@ -32,10 +32,11 @@ class LocalHashes:
 
     Args:
         path: the file of remembered hashes; one that cannot be read or written is done without.
+        remember: write what was hashed into it; else it is only read.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path or cache_path()
+    def __init__(self, path: Path | None = None, *, remember: bool = True) -> None:
+        self._path, self._remember = path or cache_path(), remember
         self._known = self._load()
         self._new: dict[str, list[Any]] = {}
 
@@ -68,7 +69,7 @@ class LocalHashes:
 
     def save(self) -> None:
         """Remembers what was hashed; what another console has remembered meanwhile stays."""
-        if all(self._known.get(name) == entry for name, entry in self._new.items()):
+        if not self._remember or all(self._known.get(name) == entry for name, entry in self._new.items()):
             return
         merged = {**self._load(), **self._new}
         for name in list(merged)[: max(0, len(merged) - MAX_ENTRIES)]:

@@ -1,22 +1,24 @@
-"""What stands in a run directory beside the stream: manifest, exit record, process identities, checksums."""
+"""What stands in a run directory beside the stream: manifest, exit record, process identities."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import platform
-import re
+import pwd
 import signal
 import socket
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from dispatch.facts import HostFacts
+from dispatch.redaction import redact
 from dispatch.supervisor import open_regular, read_regular, write_atomic
 from engine.errors import RunError
 from engine.text import clean
@@ -27,6 +29,8 @@ EVENTS = "events.jsonl"
 CONFIG = "config.yaml"
 CONTRACT = "contract.yaml"
 SUMS = "SHA256SUMS"
+VERSION = 2
+"""Of dispatch.json, and of what its directory's checksums cover."""
 SMALL_FILES = (CONFIG, CONTRACT, MANIFEST, EVENTS, "launch.log", "supervisor.jsonl", EXIT)
 """What a run directory holds at its end, in the order of SHA256SUMS."""
 FIRST_FILES = (CONFIG, CONTRACT, MANIFEST)
@@ -35,8 +39,6 @@ FIRST_FILES = (CONFIG, CONTRACT, MANIFEST)
 MAX_NAME = 200
 """Characters of what an operator calls a run."""
 _MAX_JSON_BYTES = 1 << 20
-_MAX_SUMS_BYTES = 1 << 20
-_SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _T = TypeVar("_T")
 
 RunState = Literal["starting", "running", "ended", "lost"]
@@ -60,6 +62,13 @@ class Orphan(msgspec.Struct, frozen=True):
     signal: int
 
 
+class EndedStall(msgspec.Struct, frozen=True, kw_only=True):
+    """A stall for which the supervisor ended the trainer, as it was configured to."""
+
+    phase: str
+    seconds: float
+
+
 class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):
     """How the trainer ended, as the supervisor saw it: the last thing written to a run directory on its host.
 
@@ -74,6 +83,7 @@ class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):
     started: float
     ended: float
     seconds: float
+    stall: EndedStall | None = None
     orphans: tuple[Orphan, ...] = ()
     user_seconds: float | None = None
     system_seconds: float | None = None
@@ -83,20 +93,59 @@ class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):
         """The end in words: `exit code 3`, `killed by SIGKILL`, `cannot start python3: …`."""
         if self.error is not None:
             return clean(self.error, 500)
-        if self.signal is None:
-            return f"exit code {self.exit_code}"
         known = {int(each): each.name for each in signal.Signals}
-        return f"killed by {known.get(self.signal, f'signal {self.signal}')}"
+        if self.signal is None:
+            how = f"exit code {self.exit_code}"
+        else:
+            how = f"killed by {known.get(self.signal, f'signal {self.signal}')}"
+        if self.stall is None:
+            return how
+        return f"{how}, ended by its supervisor after {self.stall.seconds:,.0f} s without progress"
+
+
+class Stall(msgspec.Struct, frozen=True, kw_only=True):
+    """No progress for longer than is allowed, as the supervisor sees it."""
+
+    phase: str
+    since: float
+    """When progress was last seen; Unix seconds of the host's clock."""
+    allowed_seconds: float
+    process: str = ""
+    """State of the trainer's process in the kernel's letters, such as T (suspended) and D (waits for a device)."""
+    stacks: bool = False
+    """The stacks of all threads were asked for, and stand in launch.log."""
+
+
+class SupervisorHeartbeat(msgspec.Struct, frozen=True, kw_only=True):
+    """The supervisor's last sign of life, and what it saw of the trainer then."""
+
+    run: str
+    beat: int
+    """Their number; it grows while the supervisor lives."""
+    t: float
+    phase: str
+    waited_seconds: float
+    """Since the trainer last made progress."""
+    stall: Stall | None = None
+    seconds: float | None = None
+    """How old this is, by the host's clock; None where that cannot be told."""
+    cpu_seconds: float | None = None
+    rss_bytes: int | None = None
 
 
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What the host knows of a run; `unsupervised`: it runs, but nobody will record its end."""
+    """What the host knows of a run; `unsupervised`: it runs, but nobody will record its end.
+
+    `rebooted`: it is lost because the host was started anew. `heartbeat` is None for a run that has ended.
+    """
 
     state: RunState
     run: str
     trainer: ProcessIdentity | None = None
     supervisor: ProcessIdentity | None = None
     unsupervised: bool = False
+    rebooted: bool = False
+    heartbeat: SupervisorHeartbeat | None = None
     exit: ExitRecord | None = None
 
 
@@ -110,6 +159,13 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     cpus: int
 
 
+class Supervise(msgspec.Struct, frozen=True, kw_only=True):
+    """What the supervisor, which reads no YAML, needs to know of the configuration's `supervise`."""
+
+    stall_seconds: float
+    kill_after_stall_seconds: float | None = None
+
+
 class Remote(msgspec.Struct, frozen=True, kw_only=True):
     """Where a run of another host stands there; all paths are absolute."""
 
@@ -119,12 +175,51 @@ class Remote(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     engine: str
     """The directory of the engine's bundle, named by its content's SHA-256."""
+    env: tuple[str, ...] = ()
+    """Names of the variables of the console's machine that it was given; never their values."""
+    facts: HostFacts | None = None
+    """The host as its pre-flight found it."""
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One start of the trainer. Times are Unix seconds, None where nobody saw them."""
+
+    number: int
+    started: float | None = None
+    ended: float | None = None
+    end: str | None = None
+    """How it ended, in words: `exit code 0`, `killed by SIGKILL`; None where nobody saw that."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run ended: what it said itself, and what its supervisor saw of its process."""
+
+    status: str
+    """COMPLETED, FAILED, STOPPED, TIMEOUT or CRASHED, as the stream's last event says; LOST where nobody knows."""
+    reason: str
+    exit_code: int | None = None
+    signal: int | None = None
+    steps: int | None = None
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """The last that the engine said of one falsifier."""
+
+    id: str
+    verdict: str
+    severity: str
+    expected: str
+    observed: str
+    step: int
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """dispatch.json: who, where and with what. Never an environment variable, never a secret."""
+    """dispatch.json: who, where and with what; completed when the run is sealed. No variable's value, no secret.
 
-    v: int = 1
+    Version 1 had neither what follows `remote` nor weights among its checksums.
+    """
+
+    v: int = VERSION
     run: str
     """uuid that every event, process identity and exit record of this run carries."""
     id: str
@@ -142,8 +237,33 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     config_fingerprint: str
     gate_fingerprint: str
     contract_sha256: str
+    supervise: Supervise | None = None
     remote: Remote | None = None
     """Where it runs, if not on the machine that this directory is on."""
+    operator: str | None = None
+    """Name of the user who made it, on the machine that it was made on."""
+    ran_as: str | None = None
+    """Name of the user that it ran as, on the machine that it ran on."""
+    engine_sha256: str | None = None
+    """Of the engine's bundle: every file of the engine, by name and contents; see `dispatch.bundle`."""
+    ran_on: HostFacts | None = None
+    """The machine that it ran on; of a run of another host `remote.facts` until it is sealed."""
+    engine_versions: dict[str, str] = {}
+    """What the engine ran with, as it said itself."""
+    device: str | None = None
+    """What it trained on, as it said itself."""
+    inputs: dict[str, str] = {}
+    """SHA-256 of teacher, student, tokenizer and data, as the engine loaded them; see docs/evidence.md."""
+    started: float | None = None
+    """Of the first attempt, Unix seconds."""
+    ended: float | None = None
+    """Of the last attempt, Unix seconds."""
+    seconds: float | None = None
+    """That it ran, over all attempts."""
+    attempts: tuple[Attempt, ...] = ()
+    outcome: Outcome | None = None
+    """None until the run is sealed."""
+    verdicts: tuple[Judged, ...] = ()
 
     @property
     def where(self) -> str:
@@ -178,10 +298,33 @@ def iso_utc(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def user_name() -> str:
+    """Name of the user that this process runs as, or the number where it has none."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Writes dispatch.json at once and durably, mode 0600."""
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    """Writes dispatch.json at once and durably, mode 0600; what looks like a secret in its texts is taken out."""
+    text = msgspec.json.format(msgspec.json.encode(_redacted(manifest)), indent=2)
     write_atomic(directory / MANIFEST, text + b"\n")
+
+
+def _redacted(manifest: Manifest) -> Manifest:
+    """Of the texts that the operator or a trainer wrote."""
+    outcome = manifest.outcome
+    return msgspec.structs.replace(
+        manifest,
+        name=None if manifest.name is None else redact(manifest.name),
+        overrides=[redact(each) for each in manifest.overrides],
+        outcome=None if outcome is None else msgspec.structs.replace(outcome, reason=redact(outcome.reason)),
+        verdicts=tuple(
+            msgspec.structs.replace(each, expected=redact(each.expected), observed=redact(each.observed))
+            for each in manifest.verdicts
+        ),
+    )
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -221,72 +364,6 @@ def _cleaned(value: Any) -> Any:
     if isinstance(value, dict):
         return {clean(name): _cleaned(each) for name, each in value.items()}
     return value
-
-
-def write_sums(directory: Path, names: Iterable[str] = SMALL_FILES) -> Path:
-    """Writes SHA256SUMS over those of the named files that exist, in sha256sum's own format.
-
-    Returns:
-        The file; `sha256sum -c SHA256SUMS` run in the directory checks it.
-    """
-    lines = [f"{sha256_file(directory / name)}  {name}\n" for name in names if (directory / name).is_file()]
-    write_atomic(directory / SUMS, "".join(lines).encode())
-    return directory / SUMS
-
-
-def verify_sums(directory: Path) -> tuple[str, ...]:
-    """Checks a directory against its SHA256SUMS.
-
-    Every file that `write_sums` would have listed has to be: a list that was emptied or shortened proves nothing.
-
-    Returns:
-        One line for each file that is missing, changed, not listed or not allowed; empty when everything agrees.
-
-    Raises:
-        RunError: there is no SHA256SUMS, or it cannot be read.
-    """
-    path = directory / SUMS
-    try:
-        lines = read_regular(path, _MAX_SUMS_BYTES).decode().splitlines()
-    except OSError as error:
-        raise RunError(f"{path}: {error.strerror}", expected="the checksums of an ended run") from None
-    except UnicodeDecodeError:
-        raise RunError(f"{path}: not UTF-8", expected="the checksums of an ended run") from None
-    problems = []
-    listed = set()
-    for number, line in enumerate(lines, 1):
-        match = _SUM_LINE.fullmatch(line)
-        if match is None:
-            problems.append(f"{SUMS}: line {number} is not a checksum")
-            continue
-        wanted, name = match.groups()
-        listed.add(str(PurePosixPath(name)))
-        problem = _difference(directory, name, wanted)
-        if problem is not None:
-            problems.append(f"{clean(name, 200)}: {problem}")
-    for name in SMALL_FILES:
-        if name in listed:
-            continue
-        if os.path.lexists(directory / name):
-            problems.append(f"{name}: not listed in {SUMS}")
-        elif name in FIRST_FILES:
-            problems.append(f"{name}: missing, and not listed in {SUMS}")
-    return tuple(problems)
-
-
-def _difference(directory: Path, name: str, wanted: str) -> str | None:
-    """What is wrong with one file of the list. The list may come from elsewhere: nothing is read outside."""
-    file, outside = directory / name, "not a regular file of this directory"
-    try:
-        if Path(name).is_absolute() or ".." in Path(name).parts or file.is_symlink():
-            return outside
-        if not file.exists():
-            return "missing"
-        if not file.is_file() or not file.resolve().is_relative_to(directory.resolve()):
-            return outside
-        return None if sha256_file(file) == wanted else "changed"
-    except (OSError, ValueError) as error:  # a NUL in the name, a name that is too long, no permission
-        return f"cannot be read: {clean(str(getattr(error, 'strerror', None) or error), 100)}"
 
 
 def sha256_file(path: Path) -> str:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from dispatch import runs
 from dispatch.follower import Follower
-from dispatch.manifest import EXIT, RunStatus
+from dispatch.manifest import EVENTS, EXIT, FIRST_FILES, SUMS, RunStatus
 from dispatch.mirror import MirroredTransport
 from dispatch.runs import Launch, RunDir, Stop
-from dispatch.supervisor import STOP_GRACE_SECONDS, write_atomic
+from dispatch.supervisor import MAX_RECORD_BYTES, STOP_GRACE_SECONDS, write_atomic
 from dispatch.transport import LocalTransport, MissingFile, Transport
 from engine.errors import RunError
 
 if TYPE_CHECKING:
     from dispatch.hosts import Host
 
-LATE_FILES = ("launch.log", "supervisor.jsonl", EXIT)
-"""What a host writes beside the stream, in the order in which it is brought here."""
 PIECE_BYTES = 1 << 20
-MAX_FILE_BYTES = 256 << 20
+ANOTHER_SECONDS = 60.0
+"""So long another console that is keeping a run's stream is waited for."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Place:
     """Variables for the trainer beside those that the supervisor passes on."""
     command: tuple[str, ...] = ()
     """Another trainer than the supervisor's own Python with the engine."""
+    direct: Transport | None = None
+    """Reaches the host without any copy here, where `transport` has one."""
 
     @property
     def local(self) -> bool:
@@ -103,22 +106,26 @@ class Reach:
             self._transports[name] = SSHTransport(self.host(name), self.environ)
         return self._transports[name]
 
-    def place(self, run_dir: RunDir, *, keep: bool = False) -> Place:
+    def place(self, run_dir: RunDir, *, keep: bool = False, loss: Callable[[str], object] | None = None) -> Place:
         """Where a run is; with `keep`, the stream of one on another host is kept here as it is read.
 
-        With `keep`, one that has ended and was brought here whole is here: its host need not be there any more.
+        With `keep`, one that was sealed is here: its host need not be there any more. `loss` accepts that the host lost
+        the end of its stream; see `MirroredTransport`.
 
         Raises:
             ConfigError: see `transport`.
             RunError: the copy of its stream cannot be opened.
         """
         remote = run_dir.manifest.remote
-        if remote is None or (keep and (run_dir.path / EXIT).is_file()):
+        if remote is None or (keep and all((run_dir.path / name).is_file() for name in (EXIT, SUMS))):
             return Place(LocalTransport(), str(run_dir.path))
-        transport = self.transport(remote.host)
-        if keep:
-            transport = MirroredTransport(transport, remote.run_dir, run_dir.path)
-        return place_there(transport, remote.run_dir, remote.python, remote.engine, self.passed_on(remote.host))
+        direct = self.transport(remote.host)
+        passed = self.passed_on(remote.host)
+        if not keep:
+            return place_there(direct, remote.run_dir, remote.python, remote.engine, passed)
+        kept = MirroredTransport(direct, remote.run_dir, run_dir.path, python=remote.python, loss=loss)
+        place = place_there(kept, remote.run_dir, remote.python, remote.engine, passed)
+        return replace(place, direct=direct)
 
     def host(self, name: str) -> Host:
         """What hosts.yaml says of a host.
@@ -180,28 +187,68 @@ def place_there(
 async def collect(place: Place, run_dir: RunDir) -> None:
     """Brings the small files of an ended run here; the exit record last, for it says that the rest is there.
 
+    The stream is not among them: whoever follows the run has it; see `catch_up`.
+
     Raises:
         TransportError: the host cannot be reached.
-        RunError: a file cannot be written here, or is too large to be one of these.
+        RunError: a file cannot be written here.
     """
     if place.local:
         return
-    for name in LATE_FILES:
+    from dispatch.getting import get_tree
+    from dispatch.sums import is_passing, is_weight
+
+    kept = (*FIRST_FILES, EVENTS, EXIT, SUMS)
+
+    def want(name: str) -> bool:
+        return name not in kept and not is_weight(name) and not is_passing(name)
+
+    await get_tree(place.direct or place.transport, place.run_dir, run_dir.path, want=want, python=place.python)
+    try:
+        record = await place.transport.read(f"{place.run_dir}/{EXIT}", 0, MAX_RECORD_BYTES)
+    except MissingFile:
+        return
+    path = run_dir.path / EXIT
+    try:
+        write_atomic(path, record)
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror}", expected="room to keep what the run left") from None
+
+
+async def catch_up(place: Place, run_dir: RunDir) -> None:
+    """Brings the rest of an ended run's stream here, as far as it has whole lines.
+
+    Raises:
+        TransportError: the host cannot be reached.
+        RunError: it cannot be written here, or another console is writing it.
+    """
+    if place.local:
+        return None
+    deadline = time.monotonic() + ANOTHER_SECONDS
+    mine = place.transport if isinstance(place.transport, MirroredTransport) else None
+    while mine is None or not mine.keeping:
+        if mine is not None and mine.problem:
+            raise RunError(f"{run_dir.path}: {mine.problem}", do="free some space, then attach to the run")
+        with MirroredTransport(
+            place.direct or place.transport, place.run_dir, run_dir.path, python=place.python
+        ) as other:
+            if other.keeping:
+                return await _to_the_end(other, place.run_dir, run_dir)
+            mine = other
+        if time.monotonic() > deadline:
+            raise RunError(f"{run_dir.path}: another console is following this run", do="attach again when it is done")
+        await asyncio.sleep(0.1)
+    return await _to_the_end(mine, place.run_dir, run_dir)
+
+
+async def _to_the_end(mirror: MirroredTransport, there: str, run_dir: RunDir) -> None:
+    while True:
+        length = mirror.length
         try:
-            data = await _whole(place.transport, f"{place.run_dir}/{name}")
+            await mirror.read(f"{there}/{EVENTS}", max(0, length - 1), PIECE_BYTES)
         except MissingFile:
-            continue
-        path = run_dir.path / name
-        try:
-            write_atomic(path, data)
-        except OSError as error:
-            raise RunError(f"{path}: {error.strerror}", expected="room to keep what the run left") from None
-
-
-async def _whole(transport: Transport, path: str) -> bytes:
-    data = b""
-    while piece := await transport.read(path, len(data), PIECE_BYTES):
-        data += piece
-        if len(data) > MAX_FILE_BYTES:
-            raise RunError(f"{transport.host}: {path}: more than {MAX_FILE_BYTES:,} bytes", expected="a run's log")
-    return data
+            return
+        if mirror.problem:
+            raise RunError(f"{run_dir.path}: {mirror.problem}", do="free some space, then attach to the run")
+        if mirror.length == length:
+            return

@@ -1,4 +1,4 @@
-"""Run directories and what is done with them: create, launch, ask, stop, find, seal.
+"""Run directories and what is done with them: create, launch, ask, stop, find.
 
 Launching, asking and stopping go through a transport and the supervisor on the host, the same way here and elsewhere.
 """
@@ -24,19 +24,19 @@ from dispatch.manifest import (
     CONTRACT,
     MANIFEST,
     MAX_NAME,
-    SMALL_FILES,
     Manifest,
     Remote,
     RunStatus,
+    Supervise,
     decode,
     host_facts,
     iso_utc,
     read_manifest,
+    user_name,
     versions,
     write_manifest,
-    write_sums,
 )
-from dispatch.supervisor import KILL_SECONDS, START_SECONDS, STOP_GRACE_SECONDS, write_atomic
+from dispatch.supervisor import FREE_SECONDS, KILL_SECONDS, SMI_SECONDS, START_SECONDS, STOP_GRACE_SECONDS, write_atomic
 from dispatch.transport import Completed, Transport
 from engine.config import RunConfig, fingerprint, gate_fingerprint, to_yaml
 from engine.errors import RunError
@@ -74,10 +74,36 @@ class Launch(RunStatus, frozen=True, kw_only=True):
 
 
 class Stop(RunStatus, frozen=True, kw_only=True):
-    """What became of a stop. `stopped`: the end was seen. `killed`: it took SIGKILL."""
+    """What became of a stop. `stopped`: it is gone. `killed`: it took SIGKILL.
+
+    `gpu` is the UUID of the GPU that the run was given, None where it was given none. `gpu_free`: nobody of the run has
+    its lock or is listed on it any more; None: it had none, or nobody can tell, and `gpu_problem` says why.
+    """
 
     result: Literal["stopped", "already_ended", "still_running"]
     killed: bool = False
+    gpu: str | None = None
+    gpu_free: bool | None = None
+    gpu_problem: str = ""
+
+    @property
+    def cancelled(self) -> bool:
+        """The end was seen, and the GPU, if it had one, is free: nothing less is called CANCELLED."""
+        return self.state == "ended" and (self.gpu is None or self.gpu_free is True)
+
+    def describe(self) -> str:
+        """What became of it, in words: `CANCELLED: exit code 130; the GPU is free`."""
+        if self.result == "still_running":
+            return "still running; what cannot be interrupted, such as loading or compiling, ends first"
+        how = "its end was not recorded" if self.exit is None else self.exit.describe()
+        if self.killed:
+            how += ", after it did not heed SIGTERM in time"
+        if self.gpu is not None:
+            told = {True: "the GPU is free", False: "the GPU is NOT free", None: "whether the GPU is free is unknown"}
+            how += f"; {told[self.gpu_free]}" + (f": {self.gpu_problem}" if self.gpu_problem else "")
+        if self.result == "already_ended":
+            return f"had ended already: {how}"
+        return f"{'CANCELLED' if self.cancelled else 'stopped'}: {how}"
 
 
 def create_run(
@@ -102,6 +128,9 @@ def create_run(
     Raises:
         RunError: `evidence` is not a directory that can be written.
     """
+    from dispatch.bundle import engine_bundle
+    from dispatch.local_facts import local_facts
+
     evidence = Path(os.path.abspath(evidence))
     if evidence.exists() and not evidence.is_dir():
         raise RunError(f"{evidence}: is a file", expected="a directory", do="choose one with --evidence DIR")
@@ -118,10 +147,18 @@ def create_run(
             created=iso_utc(now),
             created_unix=now,
             host=host_facts(),
+            operator=user_name(),
+            ran_as=user_name() if remote is None else None,
+            ran_on=local_facts() if remote is None else remote.facts,
+            engine_sha256=engine_bundle().sha256 if remote is None else PurePath(remote.engine).name,
             versions=versions(),
             config_fingerprint=fingerprint(config),
             gate_fingerprint=gate_fingerprint(config),
             contract_sha256=hashlib.sha256(contract_text.encode()).hexdigest(),
+            supervise=Supervise(
+                stall_seconds=config.supervise.stall_seconds,
+                kill_after_stall_seconds=config.supervise.kill_after_stall_seconds,
+            ),
             remote=None if remote is None else msgspec.structs.replace(remote, run_dir=f"{remote.run_dir}/{path.name}"),
         )
         write_atomic(path / CONFIG, to_yaml(config).encode())
@@ -243,7 +280,7 @@ async def stop(
         TransportError: the host could not be asked; whether the run stops is unknown.
     """
     options = ["--grace", str(grace), *(["--kill"] if kill else [])]
-    timeout = grace + (KILL_SECONDS if kill else 0.0) + _SLACK_SECONDS
+    timeout = grace + (KILL_SECONDS if kill else 0.0) + FREE_SECONDS + SMI_SECONDS + _SLACK_SECONDS
     done = await transport.run([python, "-P", *supervisor, "stop", str(run_dir), *options], timeout=timeout)
     output = done.stdout if done.rc == _STILL_RUNNING else _stdout(done, transport, "cannot stop the run")
     return decode(Stop, output, f"{transport.host}: supervisor")
@@ -303,15 +340,3 @@ def resolve_run(evidence: Path, name: str) -> RunDir:
         raise RunError(f"run {shown}: {len(matching)} runs begin so: {several}", do="give more of the name")
     there = f"the newest there is {runs[0].path.name}" if runs else "there is none there yet"
     raise RunError(f"run {shown}: no such run in {evidence}", expected="an id, its beginning or a path", do=there)
-
-
-def seal(run_dir: Path, names: Sequence[str] = SMALL_FILES) -> Path:
-    """Writes SHA256SUMS over an ended run's files; missing ones are left out. Returns the file.
-
-    Raises:
-        RunError: the directory cannot be written.
-    """
-    try:
-        return write_sums(run_dir, names)
-    except OSError as error:
-        raise RunError(f"{run_dir}: cannot write the checksums: {error.strerror}") from None

@@ -125,7 +125,7 @@ class SSHTransport:
         async with self._sftp(path, timeout) as sftp:
             file = await sftp.open(path, "rb")
             try:
-                data = cast("bytes", await file.read(limit, offset))  # asyncssh types it as text, whatever the mode
+                data = await _read(file, offset, limit)
             finally:
                 # Nobody waits for it: it would be a round trip more, and on a dead link a long one.
                 self._later(_closed(file))
@@ -208,6 +208,24 @@ class SSHTransport:
         task = asyncio.create_task(work)
         self._loose.add(task)
         task.add_done_callback(self._loose.discard)
+
+
+async def _read(file: asyncssh.SFTPClientFile, offset: int, limit: int) -> bytes:
+    """Reads in pieces that are asked for at once, and takes them up to the first that the file did not fill.
+
+    A file that grows meanwhile may fill a later piece: asyncssh's own parallel read puts zeros in between.
+    """
+    size = file.read_len or limit
+    sizes = {begin: min(size, offset + limit - begin) for begin in range(offset, offset + limit, size)}
+    reads = (file.read(wanted, begin) for begin, wanted in sizes.items())
+    data = bytearray()
+    for wanted, piece in zip(sizes.values(), await asyncio.gather(*reads, return_exceptions=True), strict=True):
+        if isinstance(piece, BaseException):
+            raise piece
+        data += cast("bytes", piece)  # asyncssh types it as text, whatever the mode
+        if len(piece) < wanted:
+            break
+    return bytes(data)
 
 
 async def _closed(file: asyncssh.SFTPClientFile) -> None:

@@ -118,7 +118,7 @@ class SSHStream(asyncssh.SSHClientSession[bytes]):
         if not self._room.is_set():
             await self._wait(self._room, timeout)
         try:
-            self._channel.write(bytes(data))
+            self._channel.write(cast("bytes", data))  # it copies them, whatever they are
         except (OSError, asyncssh.Error) as error:
             raise TransportError(f"{self._what}: connection lost: {clean(str(error), 300)}") from None
 

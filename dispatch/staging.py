@@ -1,13 +1,12 @@
-"""What a run needs on a host, put there once: the engine, models and data by their contents, an environment.
+"""What a run needs on a host, put there once: the engine, models and data by their contents.
 
-Everything stands below BASE, the host's run directory: `engine/HASH`, `store/HASH` and `venv`. A directory named by a
-hash holds files of exactly that content and is never changed; it is made as HASH.part and renamed when whole.
+Everything stands below BASE, the host's run directory: `engine/HASH` and `store/HASH`. A directory named by a hash
+holds files of exactly that content and is never changed; it is made as HASH.part and renamed when whole.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import json
 import os
 import re
@@ -17,34 +16,21 @@ from pathlib import Path
 from typing import Final
 
 from dispatch.bundle import ROOT, engine_bundle, tree_hash
-from dispatch.hosts import BOOTSTRAPPED_PYTHON, NAME, Host
+from dispatch.host_tool import PART
+from dispatch.hosts import NAME
 from dispatch.local_hashes import LocalHashes
 from dispatch.names import problem
+from dispatch.putting import Source, put_tree
 from dispatch.streams import resolve
 from dispatch.tool_client import HostToolError, Say, ask, field
-from dispatch.transfer import Source, Tell, put_tree, resuming
-from dispatch.transport import Transport
+from dispatch.transfer import Tell, resuming
+from dispatch.transport import MissingFile, Transport
 from engine.errors import ConfigError
 from engine.text import clean
 
-NEEDS: Final = ("torch", "transformers", "safetensors", "tokenizers", "msgspec", "pyyaml", "numpy")
-"""What the engine imports, by the names that this project's metadata has; the console's own needs stay here."""
-PYTHONS: Final = ("python3.12", "python3.13", "python3.11", "python3")
-VERIFY_SECONDS: Final = 300.0
+MAX_RECORD_BYTES: Final = 64 << 20
 
 _HOST_PATH: Final = re.compile(rf"({NAME}):((?:/|~/).*)", re.DOTALL)
-_MINIMUM: Final = "import sys; sys.exit(sys.version_info < (3, 11))"
-_HAS_TORCH: Final = (
-    "import sys, importlib.util as u; sys.exit(sys.version_info < (3, 11) or u.find_spec('torch') is None)"
-)
-_VERIFY: Final = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-import engine.config, engine.contract, engine.falsifiers, engine.stream
-import numpy, safetensors, tokenizers, torch, transformers
-print("\\n" + json.dumps({"torch": str(torch.__version__), "cuda": torch.version.cuda,
-    "devices": torch.cuda.device_count(), "transformers": transformers.__version__}))
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,32 +39,116 @@ class Staged:
 
     path: str
     """There, absolute."""
-    sha256: str | None
-    """Of names and contents; None for what was there already and is only named."""
+    sha256: str
+    """Of names and contents."""
     size: int
-    """In bytes; 0 for what is only named."""
+    """In bytes."""
     present: int
     """Bytes of it that were there already."""
 
 
 @dataclass(frozen=True, slots=True)
-class Environment:
-    """The environment of a host, made and tried."""
+class Wanted:
+    """Something of this machine that is to be on a host: where, by its contents, and what it is made of."""
 
-    python: str
-    """Its Python, absolute."""
-    base: str
-    """The Python that it was made from."""
-    python_version: str
-    own_torch: bool
-    """Whether torch is the base's own."""
-    torch: str
-    cuda: str | None
-    devices: int
-    engine: str
-    """The engine's directory."""
-    made: bool
-    """Whether anything had to be done."""
+    place: str
+    """The directory there, named by its contents' SHA-256."""
+    path: str
+    """What stands for it there: the directory, or the one file in it."""
+    sha256: str
+    sources: tuple[Source, ...]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(each.size for each in self.sources)
+
+
+def wanted_engine(base: str, root: Path = ROOT) -> Wanted:
+    """The engine of this installation, for BASE/engine/HASH.
+
+    Args:
+        base: the host's run directory.
+        root: what holds the packages, for another installation than this one.
+    """
+    bundle = engine_bundle(root)
+    sources = [Source(bundle.root / name, name, *entry) for name, entry in bundle.files.items()]
+    place = f"{base}/engine/{bundle.sha256}"
+    return Wanted(place, place, bundle.sha256, tuple(sources))
+
+
+def wanted_files(base: str, path: str | Path, hashes: LocalHashes | None = None) -> Wanted:
+    """A model or data of this machine, a file or a directory, for BASE/store/HASH; reads what is not remembered.
+
+    Hidden files are left out, and symbolic links to files are taken for the files, as in a cache of models.
+
+    Args:
+        base: the host's run directory.
+        path: here.
+        hashes: of files here.
+
+    Raises:
+        ConfigError: there is no such thing, or it cannot be read or sent.
+    """
+    local = Path(os.path.abspath(Path(path).expanduser()))
+    files = local_files(local, hashes or LocalHashes())
+    sha256 = tree_hash({name: entry for name, (_, entry) in files.items()})
+    sources = [Source(where, name, *entry) for name, (where, entry) in files.items()]
+    place = f"{base}/store/{sha256}"
+    return Wanted(place, place if local.is_dir() else f"{place}/{local.name}", sha256, tuple(sources))
+
+
+async def bytes_there(transport: Transport, wanted: Wanted, *, python: str | None = None) -> int:
+    """How much of something is on the host already, by names, sizes and what is on record; changes nothing there.
+
+    What is counted is compared with what is here when it is sent. A host whose Python does not answer tells nothing: 0.
+
+    Raises:
+        TransportError: the host cannot be reached.
+    """
+    parent, name = os.path.split(wanted.place)
+    try:
+        names = await transport.list(parent)
+    except MissingFile:
+        return 0
+    try:
+        if name in names and (found := await _found(transport, wanted.place, python)) is not None:
+            try:
+                record = json.loads(await transport.read(f"{wanted.place}.json", 0, MAX_RECORD_BYTES))
+            except (MissingFile, ValueError, RecursionError):
+                record = None
+            known = record if isinstance(record, dict) else {}
+            if all(_as_recorded(each, found.get(each.name), known.get(each.name)) for each in wanted.sources):
+                return wanted.size
+        if f"{name}{PART}" in names and (found := await _found(transport, wanted.place + PART, python)) is not None:
+            return sum(_so_far(each, found) for each in wanted.sources)
+    except HostToolError:
+        pass
+    return 0
+
+
+async def _found(transport: Transport, root: str, python: str | None) -> dict[str, tuple[int, int]] | None:
+    """Size and modification time in ns of the files below a directory, by name."""
+    answer = await ask(transport, "tree", python=python, root=root)
+    try:
+        return {str(name): (int(size), int(mtime)) for name, size, mtime in field(answer, "files", list)}
+    except (TypeError, ValueError):
+        return None
+
+
+def _as_recorded(source: Source, found: tuple[int, int] | None, record: object) -> bool:
+    match record:
+        case [int(size), int(mtime), _, _, str(sha256)]:
+            return (size, mtime) == found and (size, sha256) == (source.size, source.sha256)
+    return False
+
+
+def _so_far(source: Source, found: Mapping[str, tuple[int, int]]) -> int:
+    size, _ = found.get(source.name, (0, 0))
+    if size == source.size:
+        return size
+    size, _ = found.get(source.name + PART, (0, 0))
+    return size if size <= source.size else 0
 
 
 async def stage_engine(
@@ -103,9 +173,8 @@ async def stage_engine(
     Raises:
         TransferError, HostToolError, TransportError: see `dispatch.transfer.put`.
     """
-    bundle = await asyncio.to_thread(engine_bundle, root)
-    sources = [Source(bundle.root / name, name, *entry) for name, entry in bundle.files.items()]
-    return await _stage_tree(transport, f"{base}/engine", sources, bundle.sha256, progress, say, python)
+    wanted = await asyncio.to_thread(wanted_engine, base, root)
+    return await send_wanted(transport, wanted, progress=progress, say=say, python=python)
 
 
 async def stage(
@@ -120,38 +189,31 @@ async def stage(
 ) -> Staged:
     """Puts a model or data, a file or a directory of this machine, at BASE/store/HASH, unless it is there.
 
-    `host:/path` and `host:~/path` name what is on the host already; nothing is sent then. Hidden files are left out,
-    and symbolic links to files are taken for the files, as in a cache of models.
-
-    Args:
-        transport: reaches the host.
-        base: the host's run directory.
-        path: here, or on the host.
-        progress: hears how far it is.
-        say: hears what takes long, and of lost connections.
-        python: the host's Python; by its settings without it.
-        hashes: of files here.
+    See `wanted_files` and `send_wanted`.
 
     Raises:
-        ConfigError: there is no such thing, here or there.
+        ConfigError: there is no such thing.
         TransferError, HostToolError, TransportError: see `dispatch.transfer.put`.
     """
-    named = _HOST_PATH.fullmatch(str(path))
-    if named is not None:
-        return await _named(transport, named[1], named[2])
-    local = Path(os.path.abspath(Path(path).expanduser()))
-    if say is not None:
-        say(f"hashing {clean(str(local), 300)}")
-    files = await asyncio.to_thread(local_files, local, hashes or LocalHashes())
-    sha256 = tree_hash({name: entry for name, (_, entry) in files.items()})
-    sources = [Source(where, name, *entry) for name, (where, entry) in files.items()]
-    staged = await _stage_tree(transport, f"{base}/store", sources, sha256, progress, say, python)
-    if local.is_dir():
-        return staged
-    return Staged(f"{staged.path}/{local.name}", staged.sha256, staged.size, staged.present)
+    wanted = await asyncio.to_thread(wanted_files, base, path, hashes)
+    return await send_wanted(transport, wanted, progress=progress, say=say, python=python)
 
 
-async def _named(transport: Transport, host: str, path: str) -> Staged:
+def is_named(path: str) -> bool:
+    """`host:/path` and `host:~/path` name what is on that host already."""
+    return _HOST_PATH.fullmatch(path) is not None
+
+
+async def find_named(transport: Transport, named: str) -> str:
+    """The absolute path on the host of what `host:/path` or `host:~/path` names there.
+
+    Raises:
+        ConfigError: it is on another host, or not there.
+        TransportError: the host cannot be reached.
+    """
+    match = _HOST_PATH.fullmatch(named)
+    assert match is not None
+    host, path = match[1], match[2]
     if host != transport.host:
         raise ConfigError(
             f"{clean(host, 100)}:{clean(path, 300)}: is on {clean(host, 100)}, but the run goes to {transport.host}",
@@ -160,7 +222,7 @@ async def _named(transport: Transport, host: str, path: str) -> Staged:
     there = await resolve(transport, path)
     if await transport.stat(there) is None:
         raise ConfigError(f"{host}:{clean(path, 300)}: no such file or directory there")
-    return Staged(there, None, 0, 0)
+    return there
 
 
 def local_files(path: Path, hashes: LocalHashes) -> dict[str, tuple[Path, tuple[int, str]]]:
@@ -203,140 +265,30 @@ def _raise(error: OSError) -> None:
     raise ConfigError(f"{clean(str(error.filename), 300)}: cannot be read: {error.strerror}") from None
 
 
-async def _stage_tree(
+async def send_wanted(
     transport: Transport,
-    parent: str,
-    sources: list[Source],
-    sha256: str,
-    progress: Tell | None,
-    say: Say | None,
-    python: str | None,
-) -> Staged:
-    place = f"{parent}/{sha256}"
-
-    async def attempt() -> int:
-        return await put_tree(transport, sources, f"{place}.part", place, progress=progress, say=say, python=python)
-
-    present = await resuming(attempt, say=say)
-    return Staged(await resolve(transport, place), sha256, sum(each.size for each in sources), present)
-
-
-# An environment
-
-
-def requirements() -> list[str]:
-    """What pip is asked for on a host: the engine's needs in the versions that this installation asks for.
-
-    Raises:
-        ConfigError: this project is not installed, so that its needs are not known.
-    """
-    try:
-        given = importlib.metadata.requires("kdconsole") or []
-    except importlib.metadata.PackageNotFoundError:
-        raise ConfigError("kdconsole is not installed as a package here", do="install it with pip") from None
-    found = {}
-    for line in given:
-        name = re.match(r"[A-Za-z0-9._-]+", line)
-        if name is not None and ";" not in line:
-            found[re.sub(r"[-_.]+", "-", name[0]).lower()] = line.strip()
-    missing = [name for name in NEEDS if name not in found]
-    if missing:
-        raise ConfigError(f"kdconsole's metadata does not name {', '.join(missing)}", do="install it again with pip")
-    return [found[name] for name in NEEDS]
-
-
-async def base_python(transport: Transport, host: Host) -> str:
-    """The Python to make an environment from: the one that hosts.yaml names, else the best that is found.
-
-    One that has torch is better than one that has none, for its torch fits the host's driver.
-
-    Raises:
-        ConfigError: there is none of 3.11 or newer.
-    """
-    venv = await resolve(transport, f"{host.run_dir}/{BOOTSTRAPPED_PYTHON}")
-    chosen = await resolve(transport, host.python)
-    if await _does(transport, chosen, _MINIMUM):
-        return chosen  # what an environment that is there was made from is on record beside it
-    if chosen != venv:
-        raise ConfigError(
-            f"{transport.host}: {clean(chosen, 300)} is no Python of 3.11 or newer",
-            do=f"correct `python` of {host.name} in hosts.yaml, or leave it out",
-        )
-    for wanted in (_HAS_TORCH, _MINIMUM):
-        for python in PYTHONS:
-            if await _does(transport, python, wanted):
-                return python
-    raise ConfigError(
-        f"{transport.host}: none of {', '.join(PYTHONS)} is a Python of 3.11 or newer",
-        do=f"install one, or name it as `python` of {host.name} in hosts.yaml",
-    )
-
-
-async def _does(transport: Transport, python: str, code: str) -> bool:
-    # Through a shell, so that a program that is missing is an exit code on this machine as well.
-    done = await transport.run(["sh", "-c", 'exec "$0" -c "$1" 2>/dev/null', python, code])
-    return done.rc == 0
-
-
-async def bootstrap(
-    transport: Transport,
-    host: Host,
-    say: Say,
+    wanted: Wanted,
     *,
     progress: Tell | None = None,
-    environ: Mapping[str, str] = os.environ,
-) -> Environment:
-    """Makes BASE/venv with the engine's needs, puts the engine there, and tries both. Safe to repeat.
-
-    A Python that has torch keeps it: the environment sees that Python's packages, and pip may not replace its torch.
+    say: Say | None = None,
+    python: str | None = None,
+) -> Staged:
+    """Puts something at its place on the host, unless it is there; what arrived of it before is not sent again.
 
     Args:
         transport: reaches the host.
-        host: from hosts.yaml; its `python` is what the environment is made from, and the variables in `env` are what
-            pip there is given of this machine's.
-        say: hears a line for whatever is done, pip's own lines included.
-        progress: hears how far the engine's files are.
-        environ: this machine's variables.
+        wanted: what, from `wanted_engine` or `wanted_files`; files that were changed since are refused.
+        progress: hears how far it is.
+        say: hears what takes long, and of lost connections.
+        python: the host's Python; by its settings without it.
 
     Raises:
-        ConfigError: the host has no Python that would do.
-        HostToolError: pip or the trial failed; its reason.
-        TransportError: the connection was lost; start it again.
+        TransferError, HostToolError, TransportError: see `dispatch.transfer.put`.
     """
-    base = await base_python(transport, host)
-    given = {name: environ[name] for name in host.env if name in environ}
-    answer = await ask(
-        transport,
-        "bootstrap",
-        python=base,
-        say=say,
-        venv=f"{host.run_dir}/venv",
-        base=base,
-        requirements=requirements(),
-        env=given,
-    )
-    python = field(answer, "python", str)
-    staged = await stage_engine(transport, host.run_dir, progress=progress, say=say, python=python)
-    say(f"{transport.host}: trying torch and the engine")
-    tried = await transport.run([python, "-P", "-c", _VERIFY, staged.path], timeout=VERIFY_SECONDS)
-    if tried.rc != 0:
-        told = tried.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {tried.rc}"]
-        raise HostToolError(f"{transport.host}: the environment does not work: {clean(told[-1], 500)}")
-    try:
-        facts = json.loads(tried.stdout.splitlines()[-1])
-        cuda = facts["cuda"]
-        return Environment(
-            python=clean(python, 4096),
-            base=clean(field(answer, "base", str), 4096),
-            python_version=clean(field(answer, "python_version", str), 100),
-            own_torch=answer.get("own_torch") is not None,
-            torch=clean(str(facts["torch"]), 100),
-            cuda=None if cuda is None else clean(str(cuda), 100),
-            devices=int(facts["devices"]),
-            engine=staged.path,
-            made=field(answer, "made", bool),
-        )
-    except (ValueError, KeyError, IndexError, TypeError):
-        raise HostToolError(
-            f"{transport.host}: the trial of the environment answers nothing that can be read"
-        ) from None
+
+    async def attempt() -> int:
+        part = wanted.place + PART
+        return await put_tree(transport, wanted.sources, part, wanted.place, progress=progress, say=say, python=python)
+
+    present = await resuming(attempt, say=say)
+    return Staged(await resolve(transport, wanted.path), wanted.sha256, wanted.size, present)

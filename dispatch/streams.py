@@ -26,7 +26,10 @@ class Stream(Protocol):
         ...
 
     async def write(self, data: bytes | memoryview, *, timeout: float) -> None:
-        """Waits until there is room, then takes the bytes. TransportError when nobody reads them any more."""
+        """Waits until there is room, then takes the bytes. TransportError when nobody reads them any more.
+
+        The memory that they stand in is the caller's own again then.
+        """
         ...
 
     def errors(self) -> bytes:
@@ -87,7 +90,7 @@ class LocalStream:
         """See `Stream.write`."""
         try:
             async with self._within(timeout):
-                self._stdin.write(data)
+                self._stdin.write(bytes(data))
                 await self._stdin.drain()
         except OSError as error:
             raise TransportError(f"{self._what}: it has ended: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""Owns one run on its host: starts the trainer, outlives whoever asked for it, and records how it ended.
+"""Owns one run on its host: starts the trainer, outlives whoever asked for it, watches it, and records how it ended.
 
 Standard library only and one file, so that it can be copied to a host and run there (Python 3.11 or later):
 
@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import argparse
 import calendar
+import contextlib
 import errno
 import fcntl
 import itertools
 import json
+import math
 import os
+import re
 import resource
 import select
 import signal
@@ -43,11 +46,32 @@ KILL_SECONDS = 30.0
 STOP_GRACE_SECONDS = 300.0
 RETRY_SECONDS = 600.0
 """How long a full disk may hold up the exit record."""
+WATCH_SECONDS = 5.0
+"""Between two looks at what the trainer does. Time beyond twice that was slept through, and counts for nothing."""
+BEAT_SECONDS = 10.0
+STALL_SECONDS, STALL_FACTOR = 600.0, 20.0
+"""Without progress for this long, and for this many steps, the trainer is stalled; a phase may bring its own budget."""
+STALL_GRACE_SECONDS = 30.0
+"""From SIGTERM to SIGKILL for a trainer that is ended because of a stall."""
+STACKS_SECONDS = 0.5
+"""So long a trainer that is about to be killed has to say where it is."""
+FREE_SECONDS = 10.0
+"""So long the lock of a GPU and the driver may take to notice that a run is gone."""
+LOCK_SECONDS = 0.2
+"""So long a GPU's lock may be held by somebody who only looks whether it is free."""
 SMI_SECONDS = 15.0
 LOCK_DIRECTORIES = ("/run/lock", "/tmp")
 """Where the lock of a GPU is, the first that everybody on the host may write to."""
 MAX_RECORD_BYTES = 1 << 20
 MAX_JOURNAL_BYTES = 16 << 20
+HEARTBEAT = "supervisor.heartbeat"
+"""The supervisor's sign of life, there for as long as it is; always as long, so that a full disk takes it too."""
+_HEARTBEAT_BYTES = 1024
+_PIECE_BYTES = 1 << 20
+_PROGRESS = re.compile(
+    rb'^.*"event": ?"(run|phase|measure|step|eval|checkpoint|checkpoint_failed|projection|end)".*$', re.MULTILINE
+)
+"""Lines that the trainer's own work makes; heartbeats and vitals come from threads that may outlive it."""
 
 PASSED_NAMES = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR"),
@@ -86,6 +110,28 @@ class Process(NamedTuple):
     def gone(self) -> bool:
         """Dead, and at most waiting for its parent to notice."""
         return self.state in ("Z", "X")
+
+
+class Start(NamedTuple):
+    """The last start on record; all of it empty when there is none. `gpu`: UUID of the one that the run was given."""
+
+    supervisor: Identity | None = None
+    trainer: Identity | None = None
+    session: int = 0
+    gpu: str | None = None
+
+
+class Order(NamedTuple):
+    """What is to be started and how it is to be watched. `kill_after`: seconds of a stall; None: never."""
+
+    run_dir: Path
+    run: str
+    command: list[str]
+    environment: Mapping[str, str]
+    locks: tuple[int, ...]
+    gpu: str | None
+    stall_seconds: float
+    kill_after: float | None
 
 
 class Refused(Exception):
@@ -186,6 +232,29 @@ def send_signal(process: Identity, number: int) -> bool:
     return True
 
 
+def dump_stacks(process: Identity) -> bool:
+    """Asks a trainer for the stacks of all its threads, which go to launch.log; False where it would not survive that.
+
+    The engine registers a handler for SIGUSR1; a process that has none yet would end by it.
+    """
+    try:
+        caught = re.search(r"^SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{process['pid']}/status").read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    handled = caught is not None and int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1
+    return bool(handled) and send_signal(process, signal.SIGUSR1)
+
+
+def usage(pid: int) -> dict[str, object]:
+    """Processor time and memory of a process; empty where nothing tells."""
+    try:
+        field = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return {}
+    seconds = (int(field[11]) + int(field[12])) / os.sysconf("SC_CLK_TCK")
+    return {"cpu_seconds": seconds, "rss_bytes": int(field[21]) * resource.getpagesize()}
+
+
 def _become_subreaper() -> bool:
     """Orphans of the trainer are handed to us rather than to init (Linux)."""
     if not sys.platform.startswith("linux"):
@@ -284,30 +353,32 @@ def _try_note(run_dir: Path, event: str, **fields: object) -> None:
         print(f"supervisor: cannot record {event}: {error}", file=sys.stderr, flush=True)
 
 
-def _identities(run_dir: Path) -> tuple[Identity | None, Identity | None, int]:
-    """Supervisor, trainer and session from supervisor.jsonl; a torn or foreign line is passed over.
+def read_start(run_dir: Path) -> Start:
+    """The last start from supervisor.jsonl; a torn or foreign line is passed over.
 
     Raises:
         Refused: a start is on record, but not of which process.
         OSError: it is no file that a supervisor can have written.
     """
     path = run_dir / "supervisor.jsonl"
-    supervisor: Identity | None = None
-    trainer: Identity | None = None
-    session = 0
+    found = Start()
     try:
         lines = read_regular(path, MAX_JOURNAL_BYTES).splitlines()
     except FileNotFoundError:
-        return None, None, 0
+        return found
     for line in lines:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and entry.get("event") in ("starting", "started"):
-            supervisor, trainer = _identity(path, entry.get("supervisor")), _identity(path, entry.get("trainer"))
-            session = _number(path, entry.get("session", 0), 0, 1 << 31)
-    return supervisor, trainer, session
+            found = Start(
+                _identity(path, entry.get("supervisor")),
+                _identity(path, entry.get("trainer")),
+                _number(path, entry.get("session", 0), 0, 1 << 31),
+                str(entry["gpu"]) if entry.get("gpu") else None,
+            )
+    return found
 
 
 def _identity(path: Path, value: object) -> Identity | None:
@@ -333,19 +404,20 @@ def _number(path: Path, value: object, first: int, end: int) -> int:
 def status(run_dir: Path) -> dict[str, object]:
     """What is known of a run: running, ended, lost or starting (which includes: not launched yet).
 
-    Lost: there is no exit record and neither process is alive, so how the run ended will never be known.
+    Lost: there is no exit record and neither process is alive, so how the run ended will never be known. `rebooted`:
+    it was lost because the host was started anew. `heartbeat`: the supervisor's last one, and how old it is.
     """
-    run = _run_id(run_dir)
+    run = str(_manifest(run_dir)["run"])
     record = read_json(run_dir / "exit.json")
-    supervisor, trainer, _ = _identities(run_dir)
-    supervised, training = alive(supervisor), alive(trainer)
+    start = read_start(run_dir)
+    supervised, training = alive(start.supervisor), alive(start.trainer)
     if record is None and not (supervised or training):
         record = read_json(run_dir / "exit.json")  # It may have ended while we looked.
     if record is not None:
         state = "ended"
-    elif training or (supervised and trainer is not None):
+    elif training or (supervised and start.trainer is not None):
         state = "running"
-    elif supervised or supervisor is None:
+    elif supervised or start.supervisor is None:
         state = "starting"
     else:
         state = "lost"
@@ -353,18 +425,37 @@ def status(run_dir: Path) -> dict[str, object]:
         "v": 1,
         "state": state,
         "run": run,
-        "trainer": trainer,
-        "supervisor": supervisor,
+        "trainer": start.trainer,
+        "supervisor": start.supervisor,
         "unsupervised": state == "running" and not supervised,
+        "rebooted": state == "lost" and start.supervisor is not None and start.supervisor["boot_id"] != boot_id(),
+        "heartbeat": None if record else _heartbeat(run_dir),
         "exit": record,
     }
 
 
-def _run_id(run_dir: Path) -> str:
-    run = (read_json(run_dir / "dispatch.json") or {}).get("run")
-    if not isinstance(run, str) or not run:
+def _heartbeat(run_dir: Path) -> dict[str, object] | None:
+    """The last heartbeat, with `seconds` since then; None for those where it was before the host was started."""
+    beat = read_json(run_dir / HEARTBEAT)
+    if beat is None:
+        return None
+    moment = beat.get("monotonic")
+    known = beat.get("boot_id") == boot_id() and isinstance(moment, int | float)
+    return {**beat, "seconds": max(0.0, time.monotonic() - moment) if known else None}  # type: ignore[operator]
+
+
+def _manifest(run_dir: Path) -> dict[str, object]:
+    manifest = read_json(run_dir / "dispatch.json") or {}
+    if not isinstance(manifest.get("run"), str) or not manifest["run"]:
         raise Refused(f"{run_dir}: not a run directory; expected a dispatch.json with the run's id")
-    return run
+    return manifest
+
+
+def _rule(manifest: Mapping[str, object], name: str) -> float | None:
+    """Seconds that a manifest's `supervise` gives."""
+    rules = manifest.get("supervise")
+    value = rules.get(name) if isinstance(rules, dict) else None
+    return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
 # run
@@ -385,7 +476,8 @@ def run(
 
     Doing it twice, or at once from two places, starts one trainer: the second answers already_running or already_ended.
     """
-    run_id = _run_id(run_dir)
+    manifest = _manifest(run_dir)
+    run_id = str(manifest["run"])
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # The caller closed a standard descriptor; what is opened below must not get its number.
     os.close(spare)
@@ -407,14 +499,17 @@ def run(
         raise Refused(f"{run_dir}: was started before and ended without an exit record; start a new run")
     given = {**trainer_environment(os.environ), **(environment or {})}
     locks: tuple[int, ...] = (lock,)
-    if gpu and (device := gpu_uuid(given)) is not None:
+    device = gpu_uuid(given) if gpu else None
+    if device is not None:
         locks = (lock, lock_gpu(device, run_dir, run_id))
         given["CUDA_VISIBLE_DEVICES"] = device
+    stall, kill_after = _rule(manifest, "stall_seconds"), _rule(manifest, "kill_after_stall_seconds")
+    order = Order(run_dir, run_id, list(command), given, locks, device, stall or STALL_SECONDS, kill_after)
 
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:
-        _detach(run_dir, run_id, list(command), given, locks, sender)
+        _detach(order, sender)
     os.close(sender)
     os.waitpid(child, 0)
     if not select.select([receiver], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -430,11 +525,12 @@ def run(
 
 def _begin_again(run_dir: Path) -> None:
     """Puts the last attempt's end aside; the caller holds the lock, so nobody else is doing it."""
-    (run_dir / "SHA256SUMS").unlink(missing_ok=True)
+    for name in ("SHA256SUMS", HEARTBEAT):
+        (run_dir / name).unlink(missing_ok=True)
     if (run_dir / "exit.json").exists():
         number = 1 + sum(1 for _ in run_dir.glob("exit-*.json"))
         os.rename(run_dir / "exit.json", run_dir / f"exit-{number}.json")
-    note(run_dir, "again", run=_run_id(run_dir))
+    note(run_dir, "again", run=_manifest(run_dir)["run"])
 
 
 def _try_lock(run_dir: Path) -> int | None:
@@ -460,16 +556,8 @@ def gpu_uuid(environ: Mapping[str, str]) -> str | None:
     wanted = environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if wanted in ("", "-1", "NoDevFiles"):
         return None
-    command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
-    path = {"PATH": environ.get("PATH", os.defpath)}
-    try:
-        told = subprocess.run(command, env=path, capture_output=True, text=True, timeout=SMI_SECONDS, check=False)
-    except (FileNotFoundError, PermissionError):
-        return None
-    except subprocess.TimeoutExpired:
-        raise Refused(f"nvidia-smi has not answered for {SMI_SECONDS:.0f} s: the GPU's driver hangs") from None
-    rows = [tuple(field.strip() for field in line.split(",")) for line in told.stdout.splitlines()]
-    if told.returncode != 0 or not rows:
+    rows = smi("--query-gpu=index,uuid", environ.get("PATH", os.defpath))
+    if not rows:
         return None
     for row in rows:
         if len(row) == 2 and (row[0] == wanted or row[1].startswith(wanted)):
@@ -479,6 +567,34 @@ def gpu_uuid(environ: Mapping[str, str]) -> str | None:
     raise Refused(f"CUDA_VISIBLE_DEVICES={wanted[:80]}: nvidia-smi knows {', '.join(row[0] for row in rows)[:200]}")
 
 
+def smi(query: str, path: str) -> list[tuple[str, ...]] | None:
+    """The rows of nvidia-smi's answer; None where there is none, or it fails.
+
+    Raises:
+        Refused: it does not answer.
+    """
+    command = ["nvidia-smi", query, "--format=csv,noheader"]
+    nothing = subprocess.DEVNULL
+    try:
+        asked = subprocess.Popen(
+            command, env={"PATH": path}, stdin=nothing, stdout=subprocess.PIPE, stderr=nothing, text=True
+        )
+    except OSError:
+        return None
+    try:
+        told, _ = asked.communicate(timeout=SMI_SECONDS)
+    except subprocess.TimeoutExpired:
+        asked.kill()  # And not waited for: inside a driver that hangs not even this ends it.
+        raise Refused(f"nvidia-smi has not answered for {SMI_SECONDS:.0f} s: the GPU's driver hangs") from None
+    rows = [tuple(field.strip() for field in line.split(",")) for line in told.splitlines() if line.strip()]
+    return rows if asked.returncode == 0 else None
+
+
+def _lock_path(device: str) -> Path:
+    name = "kdconsole-" + "".join(c if c.isalnum() or c == "-" else "_" for c in device)[:80] + ".lock"
+    return Path(next(d for d in LOCK_DIRECTORIES if os.access(d, os.W_OK)), name)
+
+
 def lock_gpu(device: str, run_dir: Path, run_id: str) -> int:
     """The lock of a GPU, shared by everybody on the host. It is passed on to the trainer and freed by the last one.
 
@@ -486,28 +602,78 @@ def lock_gpu(device: str, run_dir: Path, run_id: str) -> int:
         Refused: another run has it; the message names that run.
         OSError: the lock's file cannot be opened.
     """
-    name = "kdconsole-" + "".join(c if c.isalnum() or c == "-" else "_" for c in device)[:80] + ".lock"
-    path = Path(next(d for d in LOCK_DIRECTORIES if os.access(d, os.W_OK)), name)
+    path = _lock_path(device)
     try:
         # Another user's file in a sticky directory may be opened but not with O_CREAT (fs.protected_regular).
         descriptor = open_regular(path, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
         descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         os.fchmod(descriptor, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "a run that is just starting"
-        os.close(descriptor)
-        raise Refused(f"GPU {device} is busy: {holder} has it; wait for its end, or stop it") from None
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.02)
+                continue
+            holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "a run that is just starting"
+            os.close(descriptor)
+            raise Refused(f"GPU {device} is busy: {holder} has it; wait for its end, or stop it") from None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"run {run_dir.name} ({run_id}) of uid {os.getuid()}\n".encode(), 0)
     return descriptor
 
 
-def _detach(
-    run_dir: Path, run_id: str, command: list[str], environment: Mapping[str, str], locks: tuple[int, ...], sender: int
-) -> NoReturn:
+def gpu_let_go(device: str, run: str, pids: Mapping[int, int]) -> tuple[bool | None, str]:
+    """Whether a run has let go of its GPU, None where nobody can tell; and what speaks against it.
+
+    Args:
+        device: the GPU's UUID.
+        run: uuid of the run.
+        pids: its processes, dead or alive, each with its start ticks.
+    """
+    deadline = time.monotonic() + FREE_SECONDS
+    while True:
+        free, problem = _gpu_let_go(device, run, pids)
+        if free or time.monotonic() > deadline:
+            return free, problem
+        time.sleep(0.05)
+
+
+def _holder(device: str) -> str:
+    """What stands in the lock of a GPU that somebody holds; empty when nobody does."""
+    try:
+        descriptor = open_regular(_lock_path(device), os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(descriptor, 4096, 0).decode(errors="replace")
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def _gpu_let_go(device: str, run: str, pids: Mapping[int, int]) -> tuple[bool | None, str]:
+    try:
+        if run in _holder(device):  # Another name is that of a later run, which has it already.
+            return False, "a process of the run still holds the lock"
+        rows = smi("--query-compute-apps=pid", os.environ.get("PATH", os.defpath))
+    except (Refused, OSError) as error:
+        return None, str(error)
+    if rows is None or not all(row[0].isdigit() for row in rows):
+        return None, "nvidia-smi does not tell which processes use it"
+    for pid in {int(row[0]) for row in rows} & pids.keys():
+        now = read_process(pid)
+        if now is None or now.start_ticks == pids[pid]:
+            return False, f"nvidia-smi still lists process {pid} of the run on it"
+    return True, ""
+
+
+def _detach(order: Order, sender: int) -> NoReturn:
     """In the first child: leaves the caller's session for good and supervises from a second one."""
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -515,16 +681,16 @@ def _detach(
         session = os.getpid()
         if os.fork() == 0:
             os.umask(0o077)
-            os.chdir(run_dir)
+            os.chdir(order.run_dir)
             log = open_regular(Path("launch.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
             null = os.open(os.devnull, os.O_RDONLY)
             for source, target in ((null, 0), (log, 1), (log, 2)):
                 os.dup2(source, target)
             # Nothing of the caller may stay open: it would wait for us on its pipes.
-            kept = [2, *sorted((*locks, sender)), 65536]
+            kept = [2, *sorted((*order.locks, sender)), 65536]
             for before, after in itertools.pairwise(kept):
                 os.closerange(before + 1, after)
-            _supervise(run_dir, run_id, command, environment, locks, sender, session)
+            _supervise(order, sender, session)
         os._exit(0)
     except BaseException as error:  # noqa: BLE001 - a forked child must not return into its parent's frames
         problem = f"the supervisor failed: {type(error).__name__}: {error}"[:2000]
@@ -550,15 +716,8 @@ def trainer_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**passed, **({"PYTHONPATH": os.pathsep.join(entries)} if entries else {}), **ALWAYS_SET}
 
 
-def _supervise(
-    run_dir: Path,
-    run_id: str,
-    command: list[str],
-    environment: Mapping[str, str],
-    locks: tuple[int, ...],
-    sender: int,
-    session: int,
-) -> None:
+def _supervise(order: Order, sender: int, session: int) -> None:
+    run_dir, run_id = order.run_dir, order.run
     wake, waker = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(waker, False)
@@ -566,23 +725,27 @@ def _supervise(
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # Seen through the wake-up descriptor.
     supervisor, subreaper = identify(os.getpid(), run_id), _become_subreaper()
-    note(run_dir, "starting", run=run_id, supervisor=supervisor, session=session, subreaper=subreaper)
+    recorded = {"run": run_id, "supervisor": supervisor, "session": session, "gpu": order.gpu}
+    note(run_dir, "starting", **recorded, subreaper=subreaper)
     started, clock = time.time(), time.monotonic()
-    for lock in locks:
+    for lock in order.locks:
         os.set_inheritable(lock, True)
     # An ignored SIGHUP is inherited on purpose; the rest starts from the defaults whatever the caller had.
     defaults = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
     try:
-        pid = os.posix_spawnp(command[0], command, environment, setpgroup=0, setsigmask=(), setsigdef=defaults)
+        pid = os.posix_spawnp(
+            order.command[0], order.command, order.environment, setpgroup=0, setsigmask=(), setsigdef=defaults
+        )
     except OSError as error:
-        problem = f"cannot start {command[0]}: {error.strerror}"
+        problem = f"cannot start {order.command[0]}: {error.strerror}"
         _end(run_dir, {"run": run_id, "exit_code": None, "signal": None, "error": problem}, started, 0.0)
         _report(sender, {"error": problem})
         return
     child = _Child(pid)
     trainer = identify(pid, run_id)
+    watch = Watch(order, trainer)
     try:
-        note(run_dir, "started", run=run_id, supervisor=supervisor, trainer=trainer, session=session)
+        note(run_dir, "started", **recorded, trainer=trainer)
     except OSError:
         os.killpg(pid, signal.SIGKILL)  # Not reaped yet, so the pid is still its own.
         raise
@@ -590,7 +753,8 @@ def _supervise(
 
     passed_on = False
     while not child.ended():
-        select.select([wake], [], [], 5.0)
+        watch.look()
+        select.select([wake], [], [], WATCH_SECONDS)
         for arrived in _drain(wake):
             if arrived in (signal.SIGTERM, signal.SIGINT) and not passed_on:
                 passed_on = True
@@ -603,12 +767,123 @@ def _supervise(
         "run": run_id,
         "exit_code": code if code >= 0 else None,
         "signal": -code if code < 0 else None,
+        "stall": watch.ended,
         "orphans": orphans,
         "user_seconds": usage.ru_utime,
         "system_seconds": usage.ru_stime,
         "max_rss_bytes": usage.ru_maxrss * unit,
     }
     _end(run_dir, record, started, seconds)
+
+
+class Watch:
+    """Whether the trainer makes progress, by the lines that it appends to its stream.
+
+    The clock counts only what was watched: neither a clock that is set nor a machine or a supervisor that slept makes a
+    stall. `ended`: the stall for which the trainer was asked to end; None while it was not.
+    """
+
+    def __init__(self, order: Order, trainer: Identity) -> None:
+        self.ended: dict[str, object] | None = None
+        self._order, self._trainer = order, trainer
+        self._phase = "start"
+        self._budget: float | None = None
+        self._steps, self._step_seconds = 0, 0.0
+        self._waited, self._looked, self._due, self._beats = 0.0, time.monotonic(), 0.0, 0
+        self._stall: dict[str, object] | None = None
+        self._kill_at = math.inf
+        stream = order.run_dir / "events.jsonl"
+        # What stands there already an earlier attempt wrote.
+        self._offset = stream.stat().st_size if stream.exists() else 0
+
+    def look(self) -> None:
+        """Reads what is new, judges it, and says that we live."""
+        now = time.monotonic()
+        self._waited += min(now - self._looked, 2 * WATCH_SECONDS)
+        self._looked = now
+        with contextlib.suppress(OSError):  # Not there yet, or a disk in trouble.
+            self._read()
+        self._judge()
+        if now >= self._due:
+            self._due = now + BEAT_SECONDS
+            with contextlib.suppress(OSError):
+                self._beat(now)
+
+    def _read(self) -> None:
+        descriptor = open_regular(self._order.run_dir / "events.jsonl", os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            self._offset = min(self._offset, os.fstat(descriptor).st_size)  # A torn line was cut off.
+            while data := os.pread(descriptor, _PIECE_BYTES, self._offset):
+                end = data.rfind(b"\n") + 1
+                if not end and len(data) < _PIECE_BYTES:
+                    return
+                self._offset += end or len(data)
+                for line in _PROGRESS.finditer(data, 0, end):
+                    self._progress(line[0], line[1])
+        finally:
+            os.close(descriptor)
+
+    def _progress(self, line: bytes, kind: bytes) -> None:
+        self._waited = 0.0
+        if kind not in (b"phase", b"step"):
+            return
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            return
+        if kind == b"phase":
+            self._phase, self._steps = str(event.get("name"))[:80], 0
+            budget = event.get("budget_seconds")
+            self._budget = budget if isinstance(budget, int | float) else None
+        elif isinstance(event.get("seconds"), int | float):
+            self._steps, self._step_seconds = self._steps + 1, event["seconds"]
+
+    def _allowed(self) -> float:
+        """Seconds that may pass without progress. The first step may compile, and tells nothing of those after it."""
+        if self._budget is not None:
+            return self._budget
+        mean = STALL_FACTOR * self._step_seconds if self._steps > 1 else 0.0
+        return max(self._order.stall_seconds, mean)
+
+    def _judge(self) -> None:
+        run_dir, seconds, allowed = self._order.run_dir, round(self._waited, 1), self._allowed()
+        if self._waited <= allowed:
+            if self._stall is not None:
+                _try_note(run_dir, "recovered", phase=self._phase, stall=self._stall)
+                self._stall, self._due = None, 0.0
+        elif self._stall is None:
+            row = read_process(self._trainer["pid"])
+            self._stall = {
+                "phase": self._phase,
+                "since": time.time() - self._waited,
+                "allowed_seconds": allowed,
+                "process": row.state if row else "",
+                "stacks": dump_stacks(self._trainer),
+            }
+            _try_note(run_dir, "stall", seconds=seconds, **self._stall)
+            self._due = 0.0
+        elif self._order.kill_after is not None and self._waited > allowed + self._order.kill_after:
+            if self.ended is None:
+                self.ended = {"phase": self._phase, "seconds": seconds}
+                self._kill_at = self._waited + STALL_GRACE_SECONDS
+                _try_note(run_dir, "signal", signal=int(signal.SIGTERM), by="stall")
+                send_signal(self._trainer, signal.SIGTERM)
+            elif self._waited > self._kill_at:
+                self._kill_at = math.inf
+                _try_note(run_dir, "signal", signal=int(signal.SIGKILL), by="stall")
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._trainer["pid"], signal.SIGKILL)  # Not reaped yet, so the pid is still its own.
+
+    def _beat(self, now: float) -> None:
+        self._beats += 1
+        beat = {"v": 1, "run": self._order.run, "beat": self._beats, "t": time.time(), "monotonic": now}
+        seen = {"boot_id": boot_id(), "phase": self._phase, "waited_seconds": round(self._waited, 1)}
+        line = json.dumps({**beat, **seen, "stall": self._stall, **usage(self._trainer["pid"])}).encode()
+        descriptor = open_regular(self._order.run_dir / HEARTBEAT, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW)
+        try:
+            os.pwrite(descriptor, line.ljust(_HEARTBEAT_BYTES - 1) + b"\n", 0)
+        finally:
+            os.close(descriptor)
 
 
 def _drain(wake: int) -> bytes:
@@ -690,6 +965,8 @@ def _sweep(run_dir: Path, trainer_pid: int, run_id: str) -> list[dict[str, objec
 
 def _end(run_dir: Path, record: Mapping[str, object], started: float, seconds: float) -> None:
     """Writes exit.json, the very last thing that is written to a run directory; a full disk is waited out."""
+    with contextlib.suppress(OSError):
+        (run_dir / HEARTBEAT).unlink()
     whole = {"v": 1, **record, "started": started, "ended": started + seconds, "seconds": seconds}
     _try_note(run_dir, "exited", **{name: value for name, value in whole.items() if name != "v"})
     deadline = time.monotonic() + RETRY_SECONDS
@@ -711,7 +988,8 @@ def stop(run_dir: Path, grace: float, kill: bool) -> dict[str, object]:
     """SIGTERM to the trainer's leader, then waits for the end; with `kill` SIGKILL to its group after the grace.
 
     Returns:
-        The status, with `result` stopped, already_ended or still_running, and `killed`.
+        The status, with `result` stopped, already_ended or still_running, and `killed`; of a run that had a GPU also
+        `gpu`, `gpu_free` (None: nobody can tell) and, in words, `gpu_problem`.
     """
     deadline = time.monotonic() + grace
     now = status(run_dir)
@@ -722,16 +1000,19 @@ def stop(run_dir: Path, grace: float, kill: bool) -> dict[str, object]:
             raise Refused(f"{run_dir}: is still being started")
         time.sleep(0.02)
         now = status(run_dir)
+    _, trainer, session, gpu = read_start(run_dir)
     if now["state"] != "running":
-        return {**now, "result": "already_ended", "killed": False}
-    _, trainer, session = _identities(run_dir)
+        return {**now, "result": "already_ended", "killed": False, **_gpu_after(now, gpu, trainer, [])}
     assert trainer is not None
+    processes = _group(trainer, session)
     if alive(trainer):
         _try_note(run_dir, "signal", signal=int(signal.SIGTERM), by="stop")
         send_signal(trainer, signal.SIGTERM)
     now = _await_end(run_dir, deadline)
     killed = kill and now["state"] == "running"
     if killed:
+        if dump_stacks(trainer):
+            time.sleep(STACKS_SECONDS)
         _try_note(run_dir, "signal", signal=int(signal.SIGKILL), by="stop")
         deadline = time.monotonic() + KILL_SECONDS
         # A group is killed one verified process after another, again until none is left: a fork may slip through once.
@@ -741,7 +1022,24 @@ def stop(run_dir: Path, grace: float, kill: bool) -> dict[str, object]:
                 send_signal(same, signal.SIGKILL)
             time.sleep(0.02)
         now = _await_end(run_dir, deadline)
-    return {**now, "result": "still_running" if now["state"] == "running" else "stopped", "killed": killed}
+    result = "still_running" if now["state"] == "running" else "stopped"
+    return {**now, "result": result, "killed": killed, **_gpu_after(now, gpu, trainer, processes)}
+
+
+def _gpu_after(
+    now: Mapping[str, object], gpu: str | None, trainer: Identity | None, processes: list[Process]
+) -> dict[str, object]:
+    """What a stop says of the run's GPU."""
+    if gpu is None or trainer is None:
+        return {"gpu": gpu, "gpu_free": None}
+    if now["state"] == "running":
+        return {"gpu": gpu, "gpu_free": False, "gpu_problem": "the run goes on"}
+    pids = {trainer["pid"]: trainer["start_ticks"], **{row.pid: row.start_ticks for row in processes}}
+    record = now["exit"]
+    for orphan in record.get("orphans", []) if isinstance(record, dict) else []:
+        pids[orphan["pid"]] = orphan["start_ticks"]
+    free, problem = gpu_let_go(gpu, trainer["run"], pids)
+    return {"gpu": gpu, "gpu_free": free, "gpu_problem": problem}
 
 
 def _group(trainer: Identity, session: int) -> list[Process]:

@@ -33,6 +33,7 @@ __all__ = [
     "RunConfig",
     "Smoke",
     "Student",
+    "Supervise",
     "Teacher",
     "Train",
     "fingerprint",
@@ -179,6 +180,15 @@ class Smoke(Section, frozen=True, kw_only=True):
     """Steps that the wall time is projected to."""
 
 
+class Supervise(Section, frozen=True, kw_only=True):
+    """What the supervisor on the host does about a run that makes no progress."""
+
+    stall_seconds: Positive = 600.0
+    """Without a step, or another sign of progress, for so long, and for 20 steps, all stacks go to launch.log."""
+    kill_after_stall_seconds: Positive | None = None
+    """End the run when a stall has lasted so long; None: only tell."""
+
+
 class Contract(Section, frozen=True, kw_only=True):
     """The falsifiers; a plain text is short for `{path: …}`, `builtin` is the one that ships for the mode."""
 
@@ -199,6 +209,7 @@ class RunConfig(Section, frozen=True, kw_only=True):
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     smoke: Smoke = field(default_factory=Smoke)
     contract: Contract = field(default_factory=Contract)
+    supervise: Supervise = field(default_factory=Supervise)
 
     @property
     def max_steps(self) -> int | None:
@@ -313,10 +324,10 @@ def fingerprint(config: RunConfig) -> str:
 def gate_fingerprint(config: RunConfig) -> str:
     """SHA-256 in hex over what a smoke and its production run have in common.
 
-    Left out: mode, train.steps, train.max_steps, smoke.* and checkpoint.*.
+    Left out: mode, train.steps, train.max_steps, smoke.*, checkpoint.* and supervise.*.
     """
     tree = _canonical(config)
-    for section in ("mode", "smoke", "checkpoint"):
+    for section in ("mode", "smoke", "checkpoint", "supervise"):
         del tree[section]
     for key in ("steps", "max_steps"):
         del tree["train"][key]

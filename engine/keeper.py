@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from engine.checkpoint import Best, Kind, OrderState, State, find_latest, read_m
 from engine.checkpoint_writer import INITIAL_WEIGHTS, Checkpoints
 from engine.config import RunConfig, fingerprint
 from engine.errors import RunError
+from engine.inputs import digests_of
 from engine.loading import Loaded
 from engine.recorder import Recorder
 from engine.snapshot import Snapshot, capture_random_state, load
@@ -87,7 +87,9 @@ class Keeper:
         self._run_dir, self._config, self._recorder, self._device = run_dir, config, recorder, device
         self._model, self._optimizer = loaded.student.model, optimizer
         snapshot = Snapshot(self._model, optimizer)
-        self._digests = _digests(config, loaded) | {INITIAL_WEIGHTS: snapshot.weights_sha256()}
+        self.inputs = digests_of(loaded)
+        """What was loaded, by hash; see `engine.inputs`."""
+        self._digests = {"config": fingerprint(config), **self.inputs, INITIAL_WEIGHTS: snapshot.weights_sha256()}
         self._checkpoints = Checkpoints(
             run_dir,
             recorder.run_id,
@@ -168,24 +170,6 @@ class Keeper:
     def drain(self) -> None:
         """Waits until nothing is being written."""
         self._checkpoints.drain()
-
-
-def _digests(config: RunConfig, loaded: Loaded) -> dict[str, str]:
-    """What must be the same on resume, by name."""
-    found = {"config": fingerprint(config), "data": loaded.corpus.digest()}
-    if loaded.teacher is not None:
-        found["teacher"] = _files_digest(loaded.teacher.files.weights)
-    if loaded.tokenizer_dir is not None:
-        found["tokenizer"] = _files_digest([loaded.tokenizer_dir / "tokenizer.json"])
-    return found
-
-
-def _files_digest(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _allowed(run_dir: Path) -> frozenset[str]:

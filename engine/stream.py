@@ -64,6 +64,12 @@ class Run(Event, frozen=True, kw_only=True):
         return self.target_steps if self.max_steps is None else min(self.max_steps, self.target_steps)
 
 
+class Inputs(Event, frozen=True, kw_only=True):
+    """SHA-256 of what was loaded, by name: teacher, student, tokenizer, data; a later attempt says it again."""
+
+    digests: dict[str, str]
+
+
 class Phase(Event, frozen=True, kw_only=True):
     """A phase begins and the one before it ends; after `budget_seconds` in it the run counts as stalled."""
 
@@ -209,7 +215,8 @@ class End(Event, frozen=True, kw_only=True):
 
 
 EVENT_TYPES: tuple[type[Event], ...] = (
-    Run, Phase, Heartbeat, Vitals, Measure, Step, Eval, Checkpoint, CheckpointFailed, Projection, Verdict, Log, End
+    Run, Inputs, Phase, Heartbeat, Vitals, Measure, Step, Eval,
+    Checkpoint, CheckpointFailed, Projection, Verdict, Log, End,
 )  # fmt: skip
 _BY_TAG: dict[str, type[Event]] = {str(cls.__struct_config__.tag): cls for cls in EVENT_TYPES}
 _FLOAT_FIELDS: dict[str, frozenset[str]] = {
@@ -217,7 +224,7 @@ _FLOAT_FIELDS: dict[str, frozenset[str]] = {
     for tag, cls in _BY_TAG.items()
 }
 _decoder = msgspec.json.Decoder(
-    Run | Phase | Heartbeat | Vitals | Measure | Step | Eval
+    Run | Inputs | Phase | Heartbeat | Vitals | Measure | Step | Eval
     | Checkpoint | CheckpointFailed | Projection | Verdict | Log | End
 )  # fmt: skip
 _encoder = msgspec.json.Encoder()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from engine.distill import Pair
 from engine.errors import DataError, ExitCode
 from engine.export import checkpoint_seconds, export, weights_digests
 from engine.falsifiers import FAIL, JUDGE_PHASE, exit_code_of
+from engine.inputs import event as inputs_event
+from engine.inputs import tell_meanwhile
 from engine.keeper import Keeper, Totals
 from engine.loading import Loaded, load
 from engine.models import CausalLM
@@ -33,6 +36,7 @@ from engine.windows import Order, degenerate
 PHASE_BUDGET_SECONDS = 1_800.0
 _REASONS = {"steps": "every step is done", "max_steps": "max_steps is reached", "budget": "the time budget is reached"}
 _MARGIN_SECONDS = 1.0
+_POLL_SECONDS = 0.05
 
 
 class _Ended(Exception):
@@ -75,6 +79,7 @@ class Trainer:
         self.step_seconds: list[float] = []
         self.evals: list[Eval] = []
         self.start_seconds = 0.0
+        self.telling: threading.Thread | None = None
 
     def run(self) -> End:
         """Every phase in turn; the `end` event that closes the stream is returned, not emitted."""
@@ -117,7 +122,9 @@ class Trainer:
         self.initial = weights_digests(student.model)
         optimizer = adamw(student.model, self.config.train, self.placement.device)
         self.order = Order(corpus.train, self.config.train.seed)
-        if not self.smoke:
+        if self.smoke:
+            self.telling = tell_meanwhile(loaded, self.initial["fp32"], self.recorder)
+        else:
             self._enter("resume" if self.recorder.attempt > 1 else "prepare-checkpoints")
             self._keep(loaded, optimizer)
 
@@ -136,6 +143,7 @@ class Trainer:
         self._save(kinds, wait=True)
 
         self._conclude(student, loaded.tokenizer_dir)
+        self._await_inputs()
         self._enter(JUDGE_PHASE, reason)
         if self.smoke and reason == "budget" and self.totals.step < MIN_STEPS:
             return self._end(
@@ -172,6 +180,7 @@ class Trainer:
         for caution in cautions(self.config):
             self.recorder.log(caution, "warning")
         self.keeper = Keeper(self.run_dir, self.config, loaded, optimizer, self.recorder, self.placement.device)
+        self.recorder.emit(inputs_event(self.keeper.inputs, self.initial["fp32"]))
         found = self.keeper.resume() if self.recorder.attempt > 1 else None
         if found is not None:
             self.totals, at = found
@@ -344,6 +353,15 @@ class Trainer:
                 self.recorder.log(f"the export is not the trained model: {'; '.join(exported.problems)}", "error")
         files = sum(CHECKPOINTS not in path.parts for path in self.run_dir.rglob("*.safetensors"))
         self.recorder.emit(Measure(name="model_files", value=float(files)))
+
+    def _await_inputs(self) -> None:
+        """Waits, within the budget, until what was loaded is told by hash."""
+        while self.telling is not None and self.telling.is_alive():
+            self._poll()
+            if time.monotonic() > self.deadline - _MARGIN_SECONDS:
+                self.recorder.log("no time is left to hash what was loaded: the evidence will not tell", "warning")
+                break
+            self.telling.join(_POLL_SECONDS)
 
     def _enter(self, phase: str, detail: str = "") -> None:
         self._poll()

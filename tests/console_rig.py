@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.nursery import Nursery
+
 ROOT = Path(__file__).parents[1]
 TINY = (
     *("--budget", "60"),
@@ -132,10 +134,13 @@ class Desk:
 
     Args:
         root: an existing directory.
+        nursery: forks the engines of runs on this machine, which costs a second in place of six; see there for what may
+            not be tested so.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, nursery: Nursery | None = None) -> None:
         self.cwd, self.home, self.evidence = root / "here", root / "home", root / "evidence"
+        self._python_path = nursery.python_path if nursery else str(ROOT)
         self.cwd.mkdir()
         self.home.mkdir()
 
@@ -159,7 +164,7 @@ class Desk:
         environment = {
             **keep,
             "HOME": str(self.home),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": self._python_path,
             "KDCONSOLE_EVIDENCE": str(self.evidence),
             **(variables or {}),
         }

@@ -6,16 +6,18 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncssh
 
 from dispatch.hosts import VARIABLE, Host
+from dispatch.supervisor import read_process
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin:" + os.environ.get("PATH", ""))
 MISSING = None if SSHD else "no sshd on this machine: install OpenSSH's server"
@@ -33,6 +35,11 @@ class Rig:
     process: subprocess.Popen[bytes]
     more: str = ""
     """Lines of sshd_config that go before the others."""
+    address: str = "127.0.0.1"
+    inside: tuple[str, ...] = ()
+    """What a command is begun with to be run where sshd is, in another network, say."""
+    strays: list[tuple[int, int]] = field(default_factory=list)
+    """Pid and start of sessions that outlived their listener."""
 
     @property
     def home(self) -> Path:
@@ -55,19 +62,19 @@ class Rig:
     @property
     def host(self) -> Host:
         return Host(
-            "gx10", address="127.0.0.1", port=self.port, identity=self.identity, run_dir=str(self.directory / "base")
+            "gx10", address=self.address, port=self.port, identity=self.identity, run_dir=str(self.directory / "base")
         )
 
     def seen_from(self, home: Path) -> Rig:
         """The same host for somebody else, who knows nobody yet."""
         return dataclasses.replace(self, environ=_environ(home))
 
-    def trusted(self) -> Rig:
-        """The same host, whose key is trusted."""
+    def trusted(self, port: int | None = None) -> Rig:
+        """The same host, whose key is trusted; at another port than its own where a proxy stands before it."""
         self.hosts_file.parent.mkdir(parents=True, exist_ok=True)
         public = (self.directory / "host_key.pub").read_text()
         with (self.hosts_file.parent / "known_hosts").open("a") as file:
-            file.write(f"[127.0.0.1]:{self.port} {public}")
+            file.write(f"[{self.address}]:{port or self.port} {public}")
         return self
 
     def configure(self, text: str) -> None:
@@ -76,25 +83,39 @@ class Rig:
 
     def restart(self) -> None:
         """Starts it again, on the same port with the keys that are there now."""
-        self.process = _start(self.directory, self.port, self.more)
+        self.process = _start(self.directory, self.port, self.more, self.address, self.inside)
 
     def end(self) -> None:
         """Ends sshd and every session of it."""
-        _end(self.process)
+        for pid in (*self.sessions(), self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def end_listener(self) -> None:
+        """Ends sshd with SIGKILL; open connections go on."""
+        self.strays += [(row.pid, row.start_ticks) for row in map(read_process, self.sessions()) if row is not None]
+        self.process.kill()
+        self.process.wait()
 
     def sessions(self) -> list[int]:
         """The processes of open connections."""
-        out = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False).stdout
-        return [int(line) for line in out.split()]
+        alive = [row for row in (read_process(pid) for pid, _ in self.strays) if row is not None and not row.gone]
+        self.strays = [(row.pid, row.start_ticks) for row in alive if (row.pid, row.start_ticks) in self.strays]
+        return [*_children(self.process.pid), *(pid for pid, _ in self.strays)]
 
 
 @contextlib.contextmanager
-def running_sshd(directory: Path, more: str = "") -> Iterator[Rig]:
+def running_sshd(
+    directory: Path, more: str = "", address: str = "127.0.0.1", inside: tuple[str, ...] = ()
+) -> Iterator[Rig]:
     """An sshd in a directory of its own.
 
     Args:
         directory: is made.
         more: lines for sshd_config; what they say goes before what stands there.
+        address: where it listens.
+        inside: what its command begins with.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("host_key", "user_key"):
@@ -108,8 +129,10 @@ def running_sshd(directory: Path, more: str = "") -> Iterator[Rig]:
         directory / "user_key",
         directory,
         _environ(directory / "home"),
-        _start(directory, port, more),
+        _start(directory, port, more, address, inside),
         more,
+        address,
+        inside,
     )
     try:
         yield rig
@@ -134,7 +157,7 @@ def make_key(path: Path, kind: str = "ed25519") -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(path)], check=True)
 
 
-def _start(directory: Path, port: int, more: str) -> subprocess.Popen[bytes]:
+def _start(directory: Path, port: int, more: str, address: str, inside: tuple[str, ...]) -> subprocess.Popen[bytes]:
     assert SSHD is not None, MISSING
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
@@ -143,7 +166,7 @@ def _start(directory: Path, port: int, more: str) -> subprocess.Popen[bytes]:
     config.write_text(
         f"""{more}
 Port {port}
-ListenAddress 127.0.0.1
+ListenAddress {address}
 HostKey {directory}/host_key
 AuthorizedKeysFile {directory}/authorized_keys
 PasswordAuthentication no
@@ -158,10 +181,10 @@ SetEnv SHLVL=1
 """
     )
     with (directory / "sshd.log").open("ab") as log:
-        process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=log)
+        process = subprocess.Popen([*inside, SSHD, "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=log)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as probe:
+        with contextlib.suppress(OSError), socket.create_connection((address, port), 1) as probe:
             if probe.recv(4) == b"SSH-":
                 return process
         assert process.poll() is None, (directory / "sshd.log").read_text()
@@ -169,9 +192,6 @@ SetEnv SHLVL=1
     raise AssertionError("sshd did not answer")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
-    for pid in (*map(int, children.split()), process.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, 9)
-    process.wait()
+def _children(pid: int) -> list[int]:
+    out = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
+    return [int(line) for line in out.split()]

@@ -14,7 +14,7 @@ from console.screens.guarded import GuardedScreen
 from console.view import View
 from console.watch import Sight, Watcher
 from dispatch import runs
-from dispatch.manifest import SUMS, verify_sums
+from dispatch.manifest import SUMS
 from dispatch.places import Place, collect
 from engine.errors import KdError
 from engine.text import clean
@@ -142,19 +142,25 @@ class FollowingScreen(GuardedScreen[None]):
         if found is not None:
             self.post_message(Learned(smoke_seconds=found))
 
-    @work(thread=True, group="close", exit_on_error=False)
-    def close_run(self) -> None:
-        """Writes the checksums of a run that has just ended; those of an old one are held against its files."""
-        path = self.run_dir.path
+    @work(exclusive=True, group="close", exit_on_error=False)
+    async def close_run(self) -> None:
+        """Completes the evidence of a run that has ended; that of an old one is held against its files."""
+        if self.app.readonly and not (self.run_dir.path / SUMS).exists():
+            return
+        from dispatch.seal import seal
+
         try:
-            if (path / SUMS).exists():
-                changed = verify_sums(path)
-                if changed:
-                    self.post_message(Learned(notes=tuple(f"since the run ended: {each}" for each in changed)))
-            elif not self.app.readonly and self.latest.link.status == "ended":
-                runs.seal(path)
+            place = self.app.reach.place(self.run_dir, keep=True)
+            try:
+                sealed = await seal(self.run_dir, place, self.app.say)
+            finally:
+                place.close()
         except KdError as error:
-            self.post_message(Learned(notes=(str(error),)))
+            self.post_message(Learned(notes=(f"the evidence is not complete: {error}",)))
+            return
+        since = "not listed" if sealed.new else "since the run ended"
+        if sealed.problems:
+            self.post_message(Learned(notes=tuple(f"{since}: {each}" for each in sealed.problems)))
 
     def _tell(self) -> None:
         """Rings and notifies when a verdict fails or the run ends; not for what was so when it was opened."""

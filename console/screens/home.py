@@ -278,6 +278,10 @@ class HomeScreen(GuardedScreen[None]):
         """Goes to the screen where a run is started."""
         self.app.action_new_run()
 
+    def action_hosts(self) -> None:
+        """Goes to the list of hosts."""
+        self.app.action_hosts()
+
     def action_mark(self) -> None:
         """Marks the run under the cursor, or takes its mark away."""
         row = self.table.cursor_row

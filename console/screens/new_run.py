@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -21,22 +22,28 @@ from textual.worker import Worker, WorkerError
 from console.actions import Where, bindings
 from console.launch import Job
 from console.palette import verdict_mark
-from console.prepare import Draft, Prepared, prepare, yaml_files
+from console.prepare import Draft, Mode, Prepared, prepare, smoke_command, yaml_files
 from console.prepared_text import prepared_text, what
-from console.room import OVERRIDE, advice, shortage
+from console.room import OVERRIDE, advice
 from console.screens.confirm import ConfirmScreen
 from console.screens.guarded import GuardedScreen
 from console.widgets.flow import Flow
 from console.widgets.key_bar import KeyBar
-from console.widgets.mode_switch import ModeSwitch
+from console.widgets.one_of import OneOf
 from console.widgets.source_list import TYPED, Source, SourceList
+from engine.errors import KdError
 from engine.text import clean
+
+if TYPE_CHECKING:
+    from dispatch.places import Reach
 
 TYPING_SECONDS = 0.25
 """How long a line rests before what it says is looked at."""
 CURSOR_SECONDS = 0.08
 MAX_NAME = 120
 RUNS = {"smoke": "smoke", "train": "training"}
+MODES = (("smoke", "a rehearsal, judged"), ("train", "the long run"))
+HERE = ("this machine", "")
 READONLY = "--readonly: nothing is started from here"
 
 
@@ -45,6 +52,15 @@ class Launcher(Protocol):
 
     readonly: bool
     evidence: tuple[Path, ...]
+
+    @property
+    def reach(self) -> Reach:
+        """The ways to the hosts."""
+        ...
+
+    def say(self, text: str, severity: str = "information") -> None:
+        """A message to the operator."""
+        ...
 
     def start_run(self, job: Job) -> object:
         """Starts a run and shows it; a worker is waited for."""
@@ -77,6 +93,12 @@ class NewRunScreen(GuardedScreen[None]):
 
         files: Sequence[Path]
 
+    @dataclass
+    class HostsListed(Message):
+        """The hosts of hosts.yaml were read; posted by the worker, handled by `_offer_hosts`."""
+
+        names: Sequence[str]
+
     def __init__(self, draft: Draft | None = None) -> None:
         super().__init__()
         self._first = draft or Draft()
@@ -98,7 +120,10 @@ class NewRunScreen(GuardedScreen[None]):
         yield Static(id="title")
         with VerticalScroll(id="body", can_focus=False):
             with Vertical(id="form"):
-                yield ModeSwitch(id="mode")
+                yield OneOf(MODES, chosen=[name for name, _ in MODES].index(first.mode), id="mode")
+                yield OneOf(
+                    (HERE, (first.host, "")) if first.host else (HERE,), chosen=int(bool(first.host)), id="host"
+                )
                 yield SourceList(id="source")
                 yield from _line("file", "config.yaml", str(first.file or ""))
                 yield from _line("set", "train.steps=500 train.batch=8", first.sets)
@@ -114,13 +139,12 @@ class NewRunScreen(GuardedScreen[None]):
         """Takes over the first draft and looks at it."""
         place = Content.styled(f"  in {clean(str(self._evidence), 300)}", "$foreground-muted")
         self.query_one("#title", Static).update(Content.assemble(("New run", "bold"), place))
-        with self.prevent(ModeSwitch.Changed):
-            self.query_one(ModeSwitch).mode = self._first.mode
         if self._first.template is None:
             self._sources.choose(TYPED)
         elif self._first.template != "builtin":
             self._sources.choose(Source(template=self._first.template))
         self._list_files()
+        self._list_hosts()
         self._look_again()
 
     def on_screen_resume(self) -> None:
@@ -142,9 +166,11 @@ class NewRunScreen(GuardedScreen[None]):
         file, typed = source.file, self.query_one("#file", Input).value.strip()
         if source == TYPED and typed:
             file = Path(typed)
-        return Draft(self.query_one(ModeSwitch).mode, source.template, file, sets.strip())
+        host = self.query_one("#host", OneOf)
+        mode = cast("Mode", self.query_one("#mode", OneOf).chosen)
+        return Draft(mode, source.template, file, sets.strip(), host.chosen if host.index else None)
 
-    @on(ModeSwitch.Changed)
+    @on(OneOf.Changed)
     @on(OptionList.OptionHighlighted)
     def _chosen(self) -> None:
         self._look(CURSOR_SECONDS)
@@ -189,10 +215,32 @@ class NewRunScreen(GuardedScreen[None]):
         await asyncio.sleep(rest)
         prepared = await asyncio.to_thread(prepare, draft, self._evidence, dict(os.environ))
         self.post_message(self.Looked(prepared))
+        if not prepared.complete and not prepared.refusals:
+            from console.prepare_there import look_there
+
+            self.post_message(self.Looked(await look_there(self._launcher.reach, prepared, self._evidence)))
 
     @work(exclusive=True, group="files")
     async def _list_files(self) -> None:
         self.post_message(self.Listed(await asyncio.to_thread(yaml_files, Path())))
+
+    @work(exclusive=True, group="hosts", exit_on_error=False)
+    async def _list_hosts(self) -> None:
+        from dispatch.hosts import load_hosts
+
+        try:
+            hosts = await asyncio.to_thread(load_hosts)
+        except KdError as error:
+            self._launcher.say(f"no hosts: {clean(str(error), 500)}", "error")
+            return
+        names = dict.fromkeys([*hosts.lanes, *hosts.known])
+        self.post_message(self.HostsListed([name for name in names if name in hosts.known]))
+
+    @on(HostsListed)
+    def _offer_hosts(self, message: HostsListed) -> None:
+        names = dict.fromkeys([*message.names, *([self._first.host] if self._first.host else [])])
+        self.query_one("#host", OneOf).offer([HERE, *((name, "") for name in names)])
+        self._look(0.0)
 
     @on(Looked)
     def _known(self, message: Looked) -> None:
@@ -200,10 +248,10 @@ class NewRunScreen(GuardedScreen[None]):
             return
         self._prepared = message.prepared
         self.query_one("#text", Flow).show(partial(prepared_text, message.prepared))
-        self._show_status()
-        if self._wanted:
+        if self._wanted and (message.prepared.complete or message.prepared.refusals):
             self._wanted = False
             self._start(message.prepared)
+        self._show_status()
 
     def _show_status(self) -> None:
         glyph, style, text = self._status()
@@ -216,18 +264,21 @@ class NewRunScreen(GuardedScreen[None]):
             return "?", "$warning", READONLY
         if self._starting:
             return "◔", "$primary", "starting…"
-        if prepared is None:
-            return "◔", "$primary", "checking; it starts once that is done" if self._wanted else "checking…"
-        count = len(prepared.refusals)
+        count = 0 if prepared is None else len(prepared.refusals)
+        if prepared is None or not (prepared.complete or count):
+            where = "" if prepared is None else f" {prepared.draft.host}"
+            return (
+                "◔",
+                "$primary",
+                f"checking{where}; it starts once that is done" if self._wanted else f"checking{where}…",
+            )
         if count:
             bad = verdict_mark("FAIL")
             return bad.glyph, bad.style, "1 thing is wrong" if count == 1 else f"{count} things are wrong"
-        if prepared.room is not None and prepared.room.shortages:
-            return (
-                "⚠",
-                "$warning",
-                "too little " + ", ".join(map(shortage, prepared.room.shortages)) + "; start asks first",
-            )
+        if prepared.shortages:
+            return "⚠", "$warning", "too little " + ", ".join(prepared.shortages) + "; start asks first"
+        if prepared.gate_closed:
+            return "⚠", "$warning", "no passed smoke; start asks for a reason"
         good = verdict_mark("PASS")
         return good.glyph, good.style, f"ready: {what(prepared)}"
 
@@ -241,7 +292,7 @@ class NewRunScreen(GuardedScreen[None]):
         if self.draft != self._looking_at:  # typed a moment ago
             self._look_again()
             self._wanted = True
-        elif self._prepared is None:
+        elif self._prepared is None or not (self._prepared.complete or self._prepared.refusals):
             self._wanted = True
         else:
             self._start(self._prepared)
@@ -254,28 +305,39 @@ class NewRunScreen(GuardedScreen[None]):
             self.notify(first + more, title="not started", severity="error", markup=False)
             self.query_one("#details").scroll_visible(top=True)
             return
-        short = [] if prepared.room is None else prepared.room.shortages
         job = Job(
-            prepared.config, self._evidence, clean(self.query_one("#name", Input).value.strip(), MAX_NAME) or None
+            prepared.config,
+            self._evidence,
+            clean(self.query_one("#name", Input).value.strip(), MAX_NAME) or None,
+            host=prepared.draft.host,
+            smoke=smoke_command(prepared.draft, self._evidence),
         )
-        if not short:
-            self._launch(job)
-            return
-        forced = replace(job, overrides=(OVERRIDE,))
-        consequences = "\n".join(
-            [
-                *map(shortage, short),
-                f"To make it fit: {advice(short)}.",
+        self._ask_and_launch(job, prepared)
+
+    @work(group="ask", exclusive=True)
+    async def _ask_and_launch(self, job: Job, prepared: Prepared) -> None:
+        """Starts it, once everything that is overridden was said yes to, one by one."""
+        run = RUNS[job.config.mode]
+        if prepared.shortages:
+            short = prepared.room.shortages if prepared.room is not None else []
+            lines = [
+                *prepared.shortages,
+                *([f"To make it fit: {advice(short)}."] if short else []),
                 "It may be killed for memory, or fail when it saves. Its manifest says that it was forced.",
             ]
-        )
-        question = f"Start this {RUNS[prepared.config.mode]} although there is too little room?"
-
-        def answered(yes: bool | None) -> None:
-            if yes:
-                self._launch(forced)
-
-        self.app.push_screen(ConfirmScreen(question, consequences, "Start all the same"), answered)
+            question = f"Start this {run} although there is too little room?"
+            if not await self.app.push_screen_wait(ConfirmScreen(question, "\n".join(lines), "Start all the same")):
+                return
+            job = replace(job, force=True, overrides=(OVERRIDE,) if short else ())
+        if prepared.gate is not None and prepared.gate_closed:
+            lines = [prepared.gate.told(time.time()), "Its manifest keeps the reason that you give."]
+            asked = ConfirmScreen(
+                f"Start this {run} without a passed smoke?", "\n".join(lines), "Start all the same", reason="say why"
+            )
+            if not await self.app.push_screen_wait(asked):
+                return
+            job = replace(job, no_gate=asked.said)
+        self._launch(job)
 
     @work(group="start")
     async def _launch(self, job: Job) -> None:
@@ -298,7 +360,14 @@ class NewRunScreen(GuardedScreen[None]):
 
     def action_mode(self) -> None:
         """Smoke or train."""
-        self.query_one(ModeSwitch).toggle()
+        self.query_one("#mode", OneOf).next()
+
+    def action_host(self) -> None:
+        """This machine, or the next host."""
+        host = self.query_one("#host", OneOf)
+        if host.count == 1:
+            self._launcher.say("there is no other host; kdconsole hosts add writes one down", "warning")
+        host.next()
 
     def action_overrides(self) -> None:
         """Goes to the line that sets keys."""
@@ -314,6 +383,7 @@ class NewRunScreen(GuardedScreen[None]):
     def action_check_again(self) -> None:
         """Reads the files again, and looks at memory and disk again."""
         self._list_files()
+        self._list_hosts()
         self._look_again()
 
     def action_back(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Protocol, cast
 
-from textual import on, work
+from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
@@ -16,11 +16,10 @@ from textual.style import Style
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
-from console import launch
 from console.actions import bindings
 from console.export_files import write_new
 from console.screens.chart_actions import ChartActions
-from console.screens.following import FollowingScreen
+from console.screens.run_control import RunControl
 from console.view import View
 from console.widgets.checkpoints import Checkpoints
 from console.widgets.headline import HeadLine
@@ -31,12 +30,10 @@ from console.widgets.projection import ProjectionPane
 from console.widgets.verdicts import Verdicts
 from console.widgets.vitals import VitalsPane
 from dispatch import runs
-from engine.errors import KdError
 from engine.text import clean
 
 WIDE = (100, 28)
 """Columns and rows from which on all panes are shown at once."""
-STOP_GRACE_SECONDS = 300.0
 SCRUBS = 50
 """Presses of a key from the end of a run to its beginning."""
 
@@ -86,7 +83,7 @@ class Pane(Protocol):
         ...
 
 
-class RunScreen(ChartActions, FollowingScreen):
+class RunScreen(ChartActions, RunControl):
     """Shows one run.
 
     Args:
@@ -94,7 +91,7 @@ class RunScreen(ChartActions, FollowingScreen):
     """
 
     BINDINGS = bindings("run")
-    ALLOW_IN_MAXIMIZED_VIEW = "#ask, KeyBar"
+    ALLOW_IN_MAXIMIZED_VIEW = "#ask, #doing, KeyBar"
     where: ClassVar[str] = "run"
     PANES: ClassVar[tuple[str, ...]] = ("chart", "verdicts", "checkpoints", "projection", "vitals", "log")
 
@@ -118,11 +115,12 @@ class RunScreen(ChartActions, FollowingScreen):
                 yield VitalsPane(id="vitals", classes="pane")
         yield LogPane(id="log", classes="pane")
         yield Input(id="ask", select_on_focus=True)
+        yield Static(id="doing")
         yield KeyBar("run")
 
     def on_mount(self) -> None:
         """Paints what is known, which is little, and begins to follow."""
-        self.query_one("#ask").display = False
+        self.query_one("#ask").display = self.query_one("#doing").display = False
         self._arrange()
         self.known()
         self.query_one("#chart").focus()
@@ -133,6 +131,12 @@ class RunScreen(ChartActions, FollowingScreen):
     def chart(self) -> LossChart:
         """The loss chart."""
         return self.query_one(LossChart)
+
+    def do(self, text: str) -> None:
+        """See `RunControl`."""
+        line = self.query_one("#doing", Static)
+        line.display = bool(text)
+        line.update(Content.styled(f"◔ {text}", "$primary"))
 
     def _tick(self) -> None:
         if self.latest.link.live:
@@ -362,44 +366,3 @@ class RunScreen(ChartActions, FollowingScreen):
             self.app.say(f"not written: {error.filename}: {error.strerror}", "error")
             return
         self.app.say("written: " + ", ".join(map(str, written)))
-
-    @work(exclusive=True, group="resume", exit_on_error=False)
-    async def action_resume(self) -> None:
-        """Asks, and starts another attempt of a training that ended before its last step."""
-        name = self.run_dir.id
-        if self.going_on:
-            self.app.say(f"{name} goes on")
-            return
-        consequences = "It goes on from its newest whole checkpoint, with its own configuration, in the same directory."
-        if not await self.app.ask(f"Resume {name}?", consequences, "resume the run"):
-            return
-        try:
-            await launch.start_again(self.run_dir, (), self.app.reach.place(self.run_dir))
-        except KdError as error:
-            self.app.say(f"not resumed: {error}", "error")
-            return
-        self.app.say(f"{name} was started again")
-        self.follow_run()
-
-    @work(exclusive=True, group="stop", exit_on_error=False)
-    async def action_stop(self) -> None:
-        """Asks, stops the run, and says when its end was seen."""
-        name = self.run_dir.id
-        if not self.going_on:
-            self.app.say(f"{name} has ended already")
-            return
-        consequences = (
-            "It ends after the present step, and commits a checkpoint where there is something to save; a training "
-            "can be resumed from it."
-        )
-        if not await self.app.ask(f"Stop {name}?", consequences, "stop the run"):
-            return
-        self.app.say(f"stopping {name}; it commits what it has")
-        try:
-            done = await self.app.reach.place(self.run_dir).stop(grace=STOP_GRACE_SECONDS)
-        except KdError as error:
-            self.app.say(f"{name}: {error}", "error")
-            return
-        how = f": {done.exit.describe()}" if done.exit else ""
-        severity = "error" if done.result == "still_running" else "information"
-        self.app.say(f"{name}: {done.result.replace('_', ' ')}{how}", severity)

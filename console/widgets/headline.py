@@ -73,9 +73,9 @@ def head_lines(view: View, width: int) -> list[Content]:
         first = fit([alarm], [*standing, *(_who(view) if wide else [])], width, gap)
     elif wide:
         name = Part.of(1, Content.styled("kdconsole", "bold"))
-        first = fit([name, *_who(view), *_where(state)], standing, width, gap)
+        first = fit([name, *_who(view), *_where(view)], standing, width, gap)
     else:
-        first = fit(standing, [*_who(view), *_where(state)], width, gap)
+        first = fit(standing, [*_who(view), *_where(view)], width, gap)
     verdicts, checkpoint, learning = _verdicts(view, untold), _checkpoint(state, seen.ended), _learning(state)
     exit_code = _exit(seen)
     coming = [] if seen.ended else _coming(view, seen, forecast(view))
@@ -83,7 +83,7 @@ def head_lines(view: View, width: int) -> list[Content]:
     if width < THREE:
         second = _progress(view, seen, [*coming, *_past(view, seen)], width, gap)
         third = fit(verdicts, [*(learning if seen.ended else []), *checkpoint], width, gap)
-        fourth = fit(exit_code, _where(state), width, gap) if seen.ended else fit(clocks, learning, width, gap)
+        fourth = fit(exit_code, _where(view), width, gap) if seen.ended else fit(clocks, learning, width, gap)
         return [first, second, third, fourth]
     if seen.ended:
         took, *when = _past(view, seen)
@@ -110,10 +110,13 @@ def _base(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2] or path
 
 
-def _where(state: RunState) -> list[Part]:
-    if state.run is None:
-        return []
-    return [Part.of(3, f"{state.run.host} · {state.run.device_name}", state.run.host)]
+def _where(view: View) -> list[Part]:
+    """The host as the operator calls it, else by the name that it gives itself."""
+    run, remote = view.state.run, view.manifest.remote if view.manifest else None
+    if run is None:
+        return [Part.of(3, remote.host)] if remote else []
+    host = remote.host if remote else run.host
+    return [Part.of(3, f"{host} · {run.device_name}", host)]
 
 
 def _position(state: RunState) -> list[Part]:
@@ -133,7 +136,7 @@ def _alarm(view: View, seen: Outlook, width: int) -> tuple[Part | None, list[Con
 
     First that this is the past, then how the run ended, that nothing is heard or done, and what is wrong with it.
     """
-    wrong = concerns(view.state)
+    wrong = concerns(view.state, None if view.scrubbed or not view.link.live else view.link)
     if view.scrubbed:
         step = f" (step {view.state.last_step.step:,})" if view.state.last_step else ""
         texts = [f" ⏪ as of {clock(view.now)}{about} " for about in (f"{step} · 0 returns to now", " · 0: now")]
@@ -277,7 +280,8 @@ def _clocks(view: View) -> list[Part]:
         return []
     parts = []
     if link.problem:
-        parts.append(Part.of(4, Content.styled("link ⌁ down", "bold $warning")))
+        since = "" if told.link is None else f" {age(told.link)}"
+        parts.append(Part.of(4, *(Content.styled(f"link ⌁ down{text}", "bold $warning") for text in (since, ""))))
     else:
         speed = "" if link.latency_seconds is None else f" {1000 * link.latency_seconds:.0f} ms"
         parts.append(Part.of(3, Content.assemble("link ", ("●", "$success"), speed)))

@@ -27,8 +27,11 @@ class VitalsPane(Pane):
 
     def title(self) -> Content:
         """See `Pane`."""
-        run = self.view.state.run
-        return Content(f"Host  {run.host}" if run is not None and run.host else "Host")
+        run, remote = self.view.state.run, self.view.manifest.remote if self.view.manifest else None
+        own = run.host if run is not None else ""
+        if remote is not None and own not in ("", remote.host):
+            return Content(f"Host  {remote.host}, which calls itself {own}")
+        return Content(f"Host  {own}" if own else "Host")
 
     def picture(self, width: int, height: int) -> Sequence[Content]:
         """See `Pane`."""

@@ -49,9 +49,9 @@ class DeskApp(App[None]):
         self.said.append(text)
 
 
-async def until(pilot: Pilot[Any], condition: Callable[[], object], what: str = "") -> None:
+async def until(pilot: Pilot[Any], condition: Callable[[], object], what: str = "", seconds: float = SECONDS) -> None:
     """Lets the app work until something holds; fails after a while."""
-    deadline = monotonic() + SECONDS
+    deadline = monotonic() + seconds
     while not condition():
         assert monotonic() < deadline, f"waited in vain: {what}\n{shown(pilot.app)}"
         await pilot.pause(0.01)

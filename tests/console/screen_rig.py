@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 from textual.app import App
@@ -19,6 +20,7 @@ from console.screens.new_run import NewRunScreen
 from console.settings import Settings
 from console.themes import THEMES
 from console.widgets.flow import Flow
+from dispatch.places import Reach
 
 SIZES = ((60, 20), (80, 24), (120, 40))
 
@@ -45,6 +47,13 @@ class Rig(App[None]):
             self.register_theme(theme)
         self.theme = self.settings.theme
         self.set_keymap(self.settings.keymap())
+
+    @cached_property
+    def reach(self) -> Reach:
+        return Reach()
+
+    def say(self, text: str, severity: str = "information") -> None:
+        self.notify(text, severity=severity, markup=False)  # type: ignore[arg-type]
 
     def start_run(self, job: Job) -> object:
         self.jobs.append(job)

@@ -35,8 +35,10 @@ CLASSES: dict[Where, str] = {
     "run": "console.screens.run:RunScreen",
     "compare": "console.screens.compare:CompareScreen",
     "new": "console.screens.new_run:NewRunScreen",
+    "hosts": "console.screens.hosts:HostsScreen",
     "help": "console.screens.help:HelpScreen",
     "confirm": "console.screens.confirm:ConfirmScreen",
+    "choose": "console.screens.choose:ChooseScreen",
 }
 
 

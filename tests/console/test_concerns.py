@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from console.concerns import RECENT_STEPS, concerns
 from console.run_state import RunState
 from console.series import StepBuffer
+from console.view import Link
+from dispatch.liveness import SUPERVISOR_SECONDS, Clock, Liveness
+from dispatch.manifest import Stall, SupervisorHeartbeat
 from tests.console.pane_views import checkpoint, failure, verdict
 
 
@@ -81,6 +84,43 @@ def test_a_spike_long_ago_is_left_to_the_chart() -> None:
     losses = [2.0] * (RECENT_STEPS + 200)
     losses[99] = 50.0
     assert told(state(losses)) == []
+
+
+def link(stall: Stall | None = None, *, reached: bool = True, unmoved: float = 0.0) -> Link:
+    """The way to a run whose supervisor said this."""
+    beat = SupervisorHeartbeat(run="r", beat=1, t=0.0, phase="train", waited_seconds=720.0, stall=stall)
+    fresh = Clock(1.0, 60.0)
+    known = Liveness(fresh, fresh, fresh, "train", reached, beat, unmoved)
+    return Link(host="gx10", status="running", liveness=known)
+
+
+@pytest.mark.parametrize(
+    ("process", "stacks", "text"),
+    [
+        ("S", True, "no progress for 12 min in phase train, says the supervisor; its stacks are in launch.log"),
+        ("T", False, "no progress for 12 min in phase train, says the supervisor, it is suspended"),
+        ("D", False, "no progress for 12 min in phase train, says the supervisor, it waits for a device"),
+    ],
+)
+def test_a_stall_that_the_supervisor_saw_is_told_before_anything_else(process: str, stacks: bool, text: str) -> None:
+    stall = Stall(phase="train", since=1.0, allowed_seconds=600.0, process=process, stacks=stacks)
+    run = state([2.0] * 100 + [9.0], judged=(verdict("G", "FAIL", severity="gate"),))
+    first, *others = concerns(run, link(stall))
+    assert (first.text, first.short, first.severe) == (text, "no progress for 12 min", True)
+    assert others == concerns(run)
+
+
+def test_a_supervisor_that_is_gone_is_a_concern_while_it_lives_it_is_none() -> None:
+    [gone] = concerns(RunState(), link(unmoved=SUPERVISOR_SECONDS + 60))
+    assert gone.text == "no supervisor for 2 min: the run's end will not be recorded"
+    assert concerns(RunState(), link()) == []
+    assert concerns(RunState(), Link()) == []
+
+
+def test_what_a_host_that_is_not_reached_once_said_is_no_concern_now() -> None:
+    stall = Stall(phase="train", since=1.0, allowed_seconds=600.0)
+    assert concerns(RunState(), link(stall, reached=False)) == []
+    assert concerns(RunState(), link(unmoved=1e6, reached=False)) == []
 
 
 @settings(max_examples=100, deadline=None)

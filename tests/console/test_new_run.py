@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,17 +15,15 @@ from textual.widgets import Button, Input, Static
 
 from console import prepare as prepare_module
 from console import room as room_module
-from console.launch import Job, contract_text
-from console.prepare import Draft, Prepared, passed_smoke, prepare, values, yaml_files
+from console.launch import Job
+from console.prepare import Draft, Prepared, prepare, values, yaml_files
 from console.prepared_text import prepared_text, what
 from console.screens import new_run
 from console.screens.confirm import ConfirmScreen
 from console.screens.help import HelpScreen
 from console.screens.new_run import NewRunScreen
-from console.widgets.mode_switch import ModeSwitch
+from console.widgets.one_of import OneOf
 from console.widgets.source_list import SourceList
-from dispatch import runs
-from dispatch.manifest import ExitRecord
 from engine.config import load_config
 from tests.console.screen_rig import SIZES, Rig, told, until
 from tests.console.test_room import qwen
@@ -93,7 +89,10 @@ def test_two_keys_from_home_start_a_smoke_of_the_built_in_models() -> None:
 
     asyncio.run(go())
     [job] = rig.jobs
-    assert job == Job(load_config(template="builtin"), Path("evidence"))
+    assert (job.config, job.evidence, job.host) == (load_config(template="builtin"), Path("evidence"), None)
+    assert not job.overrides
+    assert not job.force
+    assert job.no_gate is None
     assert job.config.mode == "smoke"
 
 
@@ -237,17 +236,41 @@ def test_the_mode_is_changed_by_key_arrow_and_mouse() -> None:
     async def steps(rig: Rig, pilot: Pilot[None], screen: NewRunScreen) -> None:
         await pilot.press("m")
         assert (await looked(pilot, screen)).draft.mode == "train"
-        screen.query_one(ModeSwitch).focus()
+        screen.query_one("#mode", OneOf).focus()
         await pilot.press("left")
         assert screen.draft.mode == "smoke"
         await pilot.press("right")
         assert screen.draft.mode == "train"
-        assert await pilot.click(ModeSwitch, offset=(2, 0))
+        assert await pilot.click("#mode", offset=(2, 0))
         assert screen.draft.mode == "smoke"
-        assert await pilot.click(ModeSwitch, offset=(13, 0))
+        assert await pilot.click("#mode", offset=(13, 0))
         prepared = await looked(pilot, screen)
         assert prepared.config is not None
         assert prepared.config.mode == "train"
+
+    on_screen(steps)
+
+
+def test_h_goes_through_the_hosts_and_back_to_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "hosts.yaml"
+    file.write_text("hosts: {zeta: {}, gx10: {address: 127.0.0.1, port: 1}}\nlanes: [gx10]\n")
+    monkeypatch.setenv("KDCONSOLE_HOSTS", str(file))
+
+    async def steps(rig: Rig, pilot: Pilot[None], screen: NewRunScreen) -> None:
+        hosts = screen.query_one("#host", OneOf)
+        await until(pilot, lambda: hosts.count == 3, "the hosts")
+        seen = []
+        for _ in range(3):
+            await pilot.press("h")
+            seen.append(screen.draft.host)
+        assert seen == ["gx10", "zeta", None]
+        await pilot.press("h")
+        await until(pilot, lambda: screen._prepared is not None and screen._prepared.complete, "an answer")
+        assert screen._prepared is not None
+        assert screen._prepared.draft.host == "gx10"
+        assert any("gx10" in refusal for refusal in screen._prepared.refusals)  # nobody answers at that port
+        await pilot.press("enter")
+        assert rig.jobs == []
 
     on_screen(steps)
 
@@ -468,10 +491,16 @@ def test_too_little_room_is_shown_with_its_table_and_has_to_be_forced(production
         assert rig.screen is screen
         assert rig.jobs == []
         await pilot.press("enter", "y")
+        await until(pilot, lambda: isinstance(rig.focused, Input), "the question for a reason")
+        assert "without a passed smoke" in " ".join(told(rig.screen).split())
+        await pilot.press("enter")  # no reason, no start
+        await pilot.press(*"why", "enter")
         await until(pilot, lambda: rig.jobs, "a forced start")
 
     [job] = on_screen(steps, draft=production, size=size).jobs
     assert job.overrides == ("room",)
+    assert job.no_gate == "why"
+    assert job.force
     assert job.config.mode == "train"
 
 
@@ -520,35 +549,6 @@ def test_no_line_is_wider_than_its_place(width: int, sets: str) -> None:
     prepared = prepare(Draft(sets=sets), Path("evidence"), {})
     for line in prepared_text(prepared, width).split("\n"):
         assert line.cell_length <= width, line.plain
-
-
-def test_a_passed_smoke_of_the_same_configuration_is_told(tmp_path: Path) -> None:
-    evidence = tmp_path / "evidence"
-    train = load_config(template="builtin", overrides={"mode": "train"})
-    smoke = load_config(template="builtin", sets=["smoke.max_steps=20"])
-    other = load_config(template="builtin", sets=["train.batch=4"])
-    draft = Draft("train")
-    assert passed_smoke(train, evidence) is None
-    unknown = {c.name: c for c in prepare(draft, evidence, {}).checks}["smoke"]
-    assert unknown.outcome == "UNKNOWN"
-    assert prepare(draft, evidence, {}).refusals == ()
-    for config, code in ((other, 0), (smoke, 1), (train, 0)):
-        _ended(config, evidence, code)
-    assert passed_smoke(train, evidence) is None
-    passed = _ended(smoke, evidence, 0)
-    assert passed_smoke(train, evidence) == passed
-    told_of = {c.name: c for c in prepare(draft, evidence, {}).checks}["smoke"]
-    assert told_of.outcome == "PASS"
-    assert passed in told_of.text
-    (evidence / passed / "exit.json").write_text("{")
-    assert passed_smoke(train, evidence) is None
-
-
-def _ended(config: Any, evidence: Path, code: int) -> str:
-    run = runs.create_run(config, evidence=evidence, contract_text=contract_text(config))
-    record = ExitRecord(v=1, run=run.run, exit_code=code, signal=None, started=1.0, ended=2.0, seconds=1.0, orphans=())
-    (run.path / "exit.json").write_text(json.dumps(msgspec.to_builtins(record)))
-    return run.id
 
 
 def test_many_files_are_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

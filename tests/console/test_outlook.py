@@ -29,7 +29,8 @@ from console.palette import RUNS
 from console.run_state import Reducer, RunState
 from console.times import age, clock, date
 from console.view import Link, View
-from dispatch.manifest import ExitRecord
+from dispatch.liveness import FIRST_STEP_SECONDS
+from dispatch.manifest import EndedStall, ExitRecord
 from engine.errors import ExitCode
 from engine.stream import End, Event, Phase, Verdict
 from tests.console.pane_views import (
@@ -94,6 +95,28 @@ def test_an_ended_run_is_what_the_headless_front_end_says_of_it(end: End, status
     assert seen.ended
     assert status in RUNS
     assert code in EXIT_MEANINGS
+
+
+@pytest.mark.parametrize("end", [None, end_event(status="STOPPED", exit_code=130)])
+def test_a_run_that_its_supervisor_ended_for_a_stall_timed_out(end: End | None) -> None:
+    ended = record(exit_code=None, signal=9, stall=EndedStall(phase="train", seconds=900.0))
+    seen = outlook(smoke_view(end, exit_record=ended))
+    assert (seen.status, seen.exit_code) == ("TIMEOUT", ExitCode.TIMEOUT)
+    assert seen.reason == "killed by SIGKILL, ended by its supervisor after 900 s without progress, in phase train"
+
+
+def test_a_run_that_was_complete_before_it_hung_is_complete() -> None:
+    ended = record(exit_code=None, signal=9, stall=EndedStall(phase="judge", seconds=900.0))
+    assert outlook(smoke_view(end_event(), exit_record=ended)).status == "COMPLETED"
+
+
+def test_a_run_that_a_reboot_took_along_is_lost_and_says_so() -> None:
+    view = view_of(going_on())
+    lost = replace(view, link=Link(status="lost", live=False, rebooted=True))
+    assert outlook(lost).reason == "its host was started anew while it ran, last phase train; see launch.log"
+    said = conclude(lost.state, None, rebooted=True)
+    assert said.reason.startswith("its host was started anew while it ran, without an end event")
+    assert said.exit_code == ExitCode.UNDECIDED
 
 
 def test_an_end_counts_before_the_exit_was_seen() -> None:
@@ -177,6 +200,25 @@ def test_no_step_is_waited_for_outside_of_training() -> None:
     events = going_on()
     events = numbered([*events, Phase(name="export", t=events[-1].t)])
     assert outlook(view_of(after_heartbeats(events, 600), 2)).status == "RUNNING"
+
+
+def test_the_first_step_of_every_attempt_may_take_longer_than_the_others() -> None:
+    events = going_on(0)
+    assert longest_wait(reduced(events)) == FIRST_STEP_SECONDS
+    assert outlook(view_of(after_heartbeats(events, 240), 2)).status == "RUNNING"
+    assert outlook(view_of(after_heartbeats(events, 310), 2)).status == "STALLED"
+    begun = going_on()
+    again = [msgspec.structs.replace(each, t=each.t + 1_000) for each in train_events(0)]
+    second = numbered([*begun, *again])
+    assert longest_wait(reduced(begun)) < longest_wait(reduced(second)) == FIRST_STEP_SECONDS
+
+
+def test_the_link_has_a_clock_of_its_own() -> None:
+    view = view_of(going_on(), 240, problem="connection refused")
+    assert ages(view).link is None, "it never answered"
+    view = replace(view, link=replace(view.link, answered=view.now - 33.0))
+    assert ages(view).link == pytest.approx(33.0)
+    assert ages(replace(view, scrubbed=True)).link is None
 
 
 def test_a_phase_over_its_budget_is_a_stall() -> None:

@@ -467,7 +467,7 @@ def test_s_stops_the_run_after_a_question_and_says_how_it_ended(trainer: Path) -
         await pilot.press("s")
         await until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "the question")
         await pilot.press("y")
-        await until(pilot, lambda: any("stopped" in text for text in said(app)), "how it ended")
+        await until(pilot, lambda: any(": CANCELLED: exit code" in text for text in said(app)), "how it ended")
         await until(pilot, lambda: screen.latest.link.status == "ended", "its end")
         assert "committed" in screen.query_one(LogPane).all_text()
         await pilot.press("s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -18,8 +19,10 @@ from typing import Any
 import pytest
 import yaml
 
+from dispatch.sums import check_sums, read_sums
 from engine.config import fingerprint, gate_fingerprint, load_config
 from tests.console_rig import ROOT, Desk, Outcome, RunFiles, side_by_side, until, write_corpus
+from tests.nursery import Nursery
 
 SMOKE_LINE = re.compile(
     r"\[SMOKE\] 12 steps in \d+\.\d{2}s: initial_loss=\d+\.\d{4}, final_loss=\d+\.\d{4}, throughput=\d+\.\d{2} step/s"
@@ -46,6 +49,7 @@ DOCUMENT = {
     "tokens_per_second": NUMBER,
     "verdicts": list,
     "evidence": str,
+    "evidence_id": str,
 }
 TRAIN_CONFIG = """\
 teacher: builtin:teacher
@@ -69,22 +73,27 @@ print(tokenizer.decode(made[0], skip_special_tokens=True))
 
 
 @pytest.fixture(scope="module")
-def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Outcome]]:
-    """The runs that all tests here look at, each made once and only where a test wants it."""
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, nursery: Nursery
+) -> dict[str, Future[Outcome]]:
+    """The runs that all tests here look at, each made once and only where a test wants it.
+
+    Where a test looks at how the engine starts and how long that takes, it is a new process; else it is forked.
+    """
     corpus = write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.txt")
 
-    def desk() -> Desk:
-        return Desk(tmp_path_factory.mktemp("desk"))
+    def desk(nursery: Nursery | None = None) -> Desk:
+        return Desk(tmp_path_factory.mktemp("desk"), nursery)
 
     def train() -> Outcome:
         config = desk().write("config.yaml", TRAIN_CONFIG.replace("CORPUS", str(corpus)))
-        place = Desk(tmp_path_factory.mktemp("desk"))
+        place = desk(nursery)
         outcome = place.call("--headless", "train", str(config), "--max-steps", "12")
         place.is_quiet()
         return outcome
 
     def unsaved() -> Outcome:
-        place = desk()
+        place = desk(nursery)
         config = place.write("config.yaml", TRAIN_CONFIG.replace("CORPUS", str(corpus)))
         long = ("--set", "train.steps=20000", "--set", "checkpoint.every_steps=0", "--quiet")
         going = place.start("--headless", "train", str(config), *long)
@@ -97,7 +106,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
     jobs: dict[str, Callable[[], Outcome]] = {
         "good": lambda: desk().smoke("--max-steps", "12", "--name", "a good one", corpus=corpus),
-        "seven": lambda: desk().smoke("--max-steps", "7", "--json", corpus=corpus),
+        "seven": lambda: desk(nursery).smoke("--max-steps", "7", "--json", corpus=corpus),
         "hurried": lambda: desk().smoke("--budget", "3", corpus=corpus),
         "train": train,
         "unsaved": unsaved,
@@ -243,6 +252,12 @@ def test_the_engine_ends_with_its_exit_code_on_record_and_no_orphan(good: Outcom
 def test_the_manifest_keeps_the_name_and_no_variable(good: Outcome) -> None:
     manifest = json.loads((good.run.path / "dispatch.json").read_text())
     assert manifest["name"] == "a good one"
+    assert manifest["outcome"] == {
+        "status": "COMPLETED", "reason": "max_steps is reached", "exit_code": 0, "signal": None, "steps": 12,
+    }  # fmt: skip
+    assert {v["id"]: v["verdict"] for v in manifest["verdicts"]} == last_verdicts(good.run)
+    assert [attempt["end"] for attempt in manifest["attempts"]] == ["exit code 0"]
+    assert set(manifest["inputs"]) == {"teacher", "student", "tokenizer", "data"}
     assert manifest["id"] == good.run.path.name
     assert "PYTHONPATH" not in json.dumps(manifest)
 
@@ -263,6 +278,9 @@ def test_the_json_document_has_every_key_with_its_type(attached: Outcome, good: 
     assert document["schema"] == "kdconsole.run/1"
     assert document["steps"] == 12
     assert Path(document["evidence"]) == good.run.path
+    evidence_id = hashlib.sha256((good.run.path / "SHA256SUMS").read_bytes()).hexdigest()
+    assert document["evidence_id"] == evidence_id
+    assert f"evidence id {evidence_id}" in good.text
     projection = document["projection"]
     assert projection["target_steps"] == 50_000
     assert 0 < projection["p10_seconds"] <= projection["p50_seconds"] <= projection["p90_seconds"]
@@ -408,7 +426,7 @@ def test_the_model_continues_a_line_where_nothing_of_ours_is_installed(train: Ou
     done = subprocess.run(
         [sys.executable, "-I", "-c", WITHOUT_US, str(model), prompt],
         cwd=tmp_path,
-        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -444,6 +462,17 @@ def test_vitals_of_a_run_on_the_cpu_are_the_hosts_and_the_disks(good: Outcome) -
 
 def test_train_leaves_the_same_evidence_as_a_smoke_and_the_model_beside_it(train: Outcome) -> None:
     assert {path.name for path in train.run.path.iterdir() if path.name != ".lock"} == FILES | {"model", "checkpoints"}
+    evidence = check_sums(train.run.path)
+    assert (evidence.problems, evidence.absent) == ((), ())
+    listed = set(read_sums(train.run.path).files)
+    weights = {str(path.relative_to(train.run.path)) for path in train.run.path.rglob("*.safetensors")}
+    assert weights < listed
+    assert {"model/tokenizer.json", "checkpoints/LATEST"} < listed
+    digests = json.loads(next(train.run.path.glob("checkpoints/*/manifest.json")).read_text())["state"]["digests"]
+    inputs = json.loads((train.run.path / "dispatch.json").read_text())["inputs"]
+    assert {name: digests[name] for name in ("teacher", "tokenizer", "data")} == {
+        name: digest for name, digest in inputs.items() if name != "student"
+    }
 
 
 def test_runs_lists_what_there_is(good: Outcome, desk: Desk) -> None:
@@ -467,4 +496,4 @@ def test_attach_takes_the_beginning_of_an_id(good: Outcome, desk: Desk) -> None:
 def test_stop_says_that_a_run_has_ended(good: Outcome, desk: Desk) -> None:
     outcome = desk.call("stop", good.run.path.name, "--evidence", str(good.evidence))
     assert outcome.rc == 0, outcome.said
-    assert outcome.out == f"{good.run.path.name}: already ended: exit code 0\n"
+    assert outcome.out == f"{good.run.path.name}: had ended already: exit code 0\n"

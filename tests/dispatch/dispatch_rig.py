@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 # The real supervisor with its waits shortened; the graces themselves are not what is tested.
@@ -17,6 +18,8 @@ HASTY = """
 import sys
 from dispatch import supervisor
 supervisor.SETTLE_SECONDS, supervisor.ORPHAN_GRACE_SECONDS = 0.15, 0.3
+supervisor.WATCH_SECONDS, supervisor.BEAT_SECONDS, supervisor.STALL_GRACE_SECONDS = 0.05, 0.1, 0.3
+{tune}
 sys.exit(supervisor.main(sys.argv[1:]))
 """
 
@@ -35,11 +38,17 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.run = str(uuid.uuid4())
+        self.tune = ""
+        """More of the supervisor's waits to be shortened, as Python."""
         path.mkdir(mode=0o700)
-        (path / "dispatch.json").write_text(json.dumps({"run": self.run}))
+        self.supervise()
+
+    def supervise(self, **rules: float) -> None:
+        """Writes the manifest, with what the supervisor is to do about a stall."""
+        (self.path / "dispatch.json").write_text(json.dumps({"run": self.run, "supervise": rules}))
 
     def argv(self, command: str, *arguments: str) -> list[str]:
-        return [sys.executable, "-P", "-c", HASTY, command, str(self.path), *arguments]
+        return [sys.executable, "-P", "-c", HASTY.format(tune=self.tune), command, str(self.path), *arguments]
 
     def trainer(self, script: str) -> list[str]:
         return ["--", sys.executable, "-I", "-S", "-c", script]
@@ -79,8 +88,10 @@ class Run:
     def said(self, text: str) -> None:
         until(lambda: text in self.log(), f"{text!r} in launch.log")
 
-    def lines(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in (self.path / "supervisor.jsonl").read_text().splitlines()]
+    def lines(self, event: str = "") -> list[dict[str, Any]]:
+        """What the supervisor noted, of one kind or all of it."""
+        noted = [json.loads(line) for line in (self.path / "supervisor.jsonl").read_text().splitlines()]
+        return [line for line in noted if event in ("", line["event"])]
 
 
 def processes_of(directory: Path) -> list[int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,8 @@ from pathlib import Path
 import pytest
 from dispatch_rig import Run, until
 
+from dispatch.manifest import decode
+from dispatch.runs import Stop
 from dispatch.supervisor import LOCK_DIRECTORIES
 
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
@@ -25,7 +29,9 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
     rows = "".join(f"{index}, {name}\\n" for index, name in enumerate(uuids))
-    program.write_text(f"#!/bin/sh\nprintf '{rows}'\n")
+    apps = tmp_path / "apps"
+    apps.write_text("")
+    program.write_text(f"#!/bin/sh\ncase $1 in *compute-apps*) cat {apps};; *) printf '{rows}';; esac\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -94,6 +100,116 @@ def test_the_lock_outlives_supervisor_and_trainer_while_a_child_of_theirs_lives(
     until(lambda: start(second, SHOW).returncode == 0, "the GPU is free once the last process is gone")
     second.exit()
     lock_file(gpus[0]).unlink()
+
+
+def stopped(run: Run, tune: str = "") -> Stop:
+    """What a stop says, the waits for the GPU's driver shortened."""
+    run.tune = f"supervisor.FREE_SECONDS = 0.3\n{tune}"
+    return decode(Stop, json.dumps(run.stop("--grace", "10")).encode(), "supervisor")
+
+
+def up(run: Run) -> int:
+    """Starts it with a GPU; its trainer's pid."""
+    assert start(run, SLEEP).returncode == 0
+    run.said("up")
+    pid = run.status()["trainer"]
+    assert isinstance(pid, dict)
+    return int(pid["pid"])
+
+
+def test_a_stop_says_that_the_gpu_is_free_after_it_was_seen_to_be(gpus: list[str], make: Callable[[str], Run]) -> None:
+    first, second = make("first"), make("second")
+    up(first)
+    told = stopped(first)
+    assert (told.result, told.gpu, told.gpu_free, told.gpu_problem) == ("stopped", gpus[0], True, "")
+    assert told.cancelled
+    assert told.describe() == "CANCELLED: killed by SIGTERM; the GPU is free"
+    up(second)
+    again = stopped(first)
+    assert (again.result, again.gpu_free) == ("already_ended", True), "that a later run has it is nothing against it"
+    assert stopped(second).cancelled
+    lock_file(gpus[0]).unlink()
+
+
+def test_a_run_that_nvidia_smi_still_lists_has_not_let_go(
+    tmp_path: Path, gpus: list[str], make: Callable[[str], Run]
+) -> None:
+    run = make("run")
+    pid = up(run)
+    (tmp_path / "apps").write_text(f"1\n{pid}\n")
+    told = stopped(run)
+    assert (told.state, told.gpu_free, told.cancelled) == ("ended", False, False)
+    assert told.describe() == (
+        f"stopped: killed by SIGTERM; the GPU is NOT free: nvidia-smi still lists process {pid} of the run on it"
+    )
+    (tmp_path / "apps").write_text("1\n")
+    assert stopped(run).describe() == "had ended already: killed by SIGTERM; the GPU is free"
+    lock_file(gpus[0]).unlink()
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ("exec sleep 60", "nvidia-smi has not answered for 0 s: the GPU's driver hangs"),
+        ("exit 9", "nvidia-smi does not tell which processes use it"),
+        ("echo '[N/A]'", "nvidia-smi does not tell which processes use it"),
+    ],
+)
+def test_where_nvidia_smi_hangs_or_fails_it_is_unknown_whether_the_gpu_is_free(
+    tmp_path: Path, gpus: list[str], make: Callable[[str], Run], answer: str, problem: str
+) -> None:
+    run = make("run")
+    up(run)
+    (tmp_path / "bin" / "nvidia-smi").write_text(f"#!/bin/sh\n{answer}\n")
+    told = stopped(run, "supervisor.SMI_SECONDS = 0.4" if "sleep" in answer else "")
+    assert (told.state, told.gpu_free, told.gpu_problem) == ("ended", None, problem)
+    assert not told.cancelled
+    assert "whether the GPU is free is unknown: nvidia-smi" in told.describe()
+    lock_file(gpus[0]).unlink()
+
+
+def test_a_process_of_the_run_that_holds_the_lock_holds_the_gpu(gpus: list[str], make: Callable[[str], Run]) -> None:
+    run = make("run")
+    # It left the group, and its supervisor is killed before it could end it.
+    script = (
+        "import os, time\nif os.fork() == 0:\n os.setsid()\n open('child', 'w').write(str(os.getpid()))\n"
+        " time.sleep(600)\nprint('up', flush=True)\ntime.sleep(600)\n"
+    )
+    assert start(run, script).returncode == 0
+    run.said("up")
+    until(lambda: (run.path / "child").exists() and (run.path / "child").read_text(), "the child")
+    supervisor = run.status()["supervisor"]
+    assert isinstance(supervisor, dict)
+    os.kill(supervisor["pid"], 9)
+    told = stopped(run)
+    assert (told.state, told.gpu_free) == ("lost", False)
+    assert not told.cancelled
+    assert told.gpu_problem == "a process of the run still holds the lock"
+    os.kill(int((run.path / "child").read_text()), 9)
+    until(lambda: stopped(run).gpu_free, "the lock to be let go")
+    assert not stopped(run).cancelled, "how it ended was not recorded"
+    lock_file(gpus[0]).unlink()
+
+
+def test_a_look_whether_the_gpu_is_free_keeps_nobody_from_having_it(
+    gpus: list[str], make: Callable[[str], Run]
+) -> None:
+    run = make("run")
+    run.tune = "supervisor.LOCK_SECONDS = 30.0"
+    with open(lock_file(gpus[0]), "w+") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        threading.Timer(1.0, fcntl.flock, (held, fcntl.LOCK_UN)).start()
+        assert start(run, SHOW).returncode == 0
+    run.exit()
+    lock_file(gpus[0]).unlink()
+
+
+def test_a_run_without_a_gpu_has_none_to_let_go(run: Run) -> None:
+    run.start(SLEEP)
+    run.said("up")
+    told = stopped(run)
+    assert (told.gpu, told.gpu_free, told.cancelled) == (None, None, True)
+    assert told.describe() == "CANCELLED: killed by SIGTERM"
 
 
 def test_without_a_gpu_there_is_nothing_to_lock(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import platform
 import socket
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -14,25 +15,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatch import manifest, runs
-from dispatch.manifest import FIRST_FILES, MANIFEST, SMALL_FILES, SUMS, Manifest, RunStatus, decode, verify_sums
+from dispatch.local_facts import local_facts
+from dispatch.manifest import FIRST_FILES, MANIFEST, SMALL_FILES, Manifest, RunStatus, decode
 from dispatch.runs import RunDir
 from engine.config import load_config
 from engine.errors import RunError
 from engine.text import clean
 
-EVIDENCE = sorted(path.parent for path in Path(__file__).parents[2].glob(f"evidence/*/{SUMS}"))
 BIDI, ESCAPE = "\u202e", "\x1b[2J"
 
 
 @pytest.fixture
 def made(tmp_path: Path) -> RunDir:
-    """A run directory with every small file, sealed."""
+    """A run directory with every small file."""
     config = load_config(None, template="builtin")
     made = runs.create_run(config, evidence=tmp_path / "evidence", contract_text="falsifiers: []\n")
     for name in SMALL_FILES:
         if name not in FIRST_FILES:
             (made.path / name).write_text(f"{name}\n")
-    runs.seal(made.path)
     return made
 
 
@@ -114,75 +114,6 @@ def test_a_name_is_cleaned_and_cut_before_it_is_written(tmp_path: Path) -> None:
     assert runs.find_runs(tmp_path) == [made]
 
 
-# Checksums
-
-
-def without(names: tuple[str, ...]) -> Callable[[Path], None]:
-    """Takes names out of the list of checksums."""
-
-    def shorten(directory: Path) -> None:
-        lines = (directory / SUMS).read_text().splitlines(keepends=True)
-        (directory / SUMS).write_text("".join(line for line in lines if line.split()[1] not in names))
-
-    return shorten
-
-
-@pytest.mark.parametrize("name", SMALL_FILES)
-def test_a_file_that_was_taken_out_of_the_checksums_is_named(made: RunDir, name: str) -> None:
-    assert verify_sums(made.path) == ()
-    without((name,))(made.path)
-    with (made.path / name).open("a") as file:
-        file.write("changed\n")
-    assert verify_sums(made.path) == (f"{name}: not listed in SHA256SUMS",)
-
-
-def test_an_emptied_list_of_checksums_names_every_file(made: RunDir) -> None:
-    (made.path / SUMS).write_bytes(b"")
-    assert verify_sums(made.path) == tuple(f"{name}: not listed in SHA256SUMS" for name in SMALL_FILES)
-    (made.path / "config.yaml").unlink()
-    assert verify_sums(made.path)[0] == "config.yaml: missing, and not listed in SHA256SUMS"
-
-
-def test_a_list_of_other_files_does_not_stand_for_those_of_the_run(made: RunDir) -> None:
-    (made.path / "other").write_text("x")
-    (made.path / SUMS).write_text(f"{manifest.sha256_file(made.path / 'other')}  other\n")
-    assert len(verify_sums(made.path)) == len(SMALL_FILES)
-
-
-def test_what_a_run_never_came_to_write_need_not_be_listed(made: RunDir) -> None:
-    for name in ("events.jsonl", "exit.json"):  # lost before its trainer wrote a line
-        (made.path / name).unlink()
-    runs.seal(made.path)
-    assert verify_sums(made.path) == ()
-    (made.path / "exit.json").write_text("{}")
-    assert verify_sums(made.path) == ("exit.json: not listed in SHA256SUMS",)
-
-
-@pytest.mark.parametrize("prefix", ["./", ".//"])
-def test_a_listed_name_may_begin_at_the_directory(made: RunDir, prefix: str) -> None:
-    text = (made.path / SUMS).read_text()
-    (made.path / SUMS).write_text(text.replace("  ", f"  {prefix}"))
-    assert verify_sums(made.path) == ()
-
-
-@pytest.mark.parametrize("name", ["nul\0", "x" * 5_000, "\x1b[2J"])
-def test_a_name_that_no_file_can_have_is_told_in_words(made: RunDir, name: str) -> None:
-    with (made.path / SUMS).open("a") as file:
-        file.write(f"{'0' * 64}  {name}\n")
-    [problem] = verify_sums(made.path)
-    assert problem.startswith(clean(name, 200))
-    assert problem.isprintable()
-
-
-@pytest.mark.parametrize("directory", EVIDENCE, ids=lambda path: path.name)
-def test_the_evidence_that_is_kept_here_verifies(directory: Path) -> None:
-    assert verify_sums(directory) == ()
-
-
-def test_there_is_evidence_to_verify() -> None:
-    assert EVIDENCE
-
-
 # What is no file
 
 
@@ -202,32 +133,35 @@ def unix_socket(path: Path) -> None:
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("make", [fifo, unix_socket, Path.mkdir])
-@pytest.mark.parametrize("name", [MANIFEST, SUMS, "events.jsonl"])
-def test_what_is_no_file_is_refused_and_not_waited_for(made: RunDir, name: str, make: Callable[[Path], None]) -> None:
-    (made.path / name).unlink()
-    make(made.path / name)
-    if name == MANIFEST:
-        with pytest.raises(RunError, match=r"dispatch\.json: .*expected a run directory"):
-            manifest.read_manifest(made.path)
-        assert runs.find_runs(made.path.parent) == []
-    if name == SUMS:
-        with pytest.raises(RunError, match=r"SHA256SUMS: .*expected the checksums of an ended run"):
-            verify_sums(made.path)
-    else:
-        assert verify_sums(made.path) == (f"{name}: not a regular file of this directory",)
+def test_what_is_no_file_is_refused_and_not_waited_for(made: RunDir, make: Callable[[Path], None]) -> None:
+    (made.path / MANIFEST).unlink()
+    make(made.path / MANIFEST)
+    with pytest.raises(RunError, match=r"dispatch\.json: .*expected a run directory"):
+        manifest.read_manifest(made.path)
+    assert runs.find_runs(made.path.parent) == []
 
 
-def test_an_endless_list_of_checksums_is_refused(made: RunDir) -> None:
-    os.truncate(made.path / SUMS, 1 << 40)
-    with pytest.raises(RunError, match="more than 1,048,576 bytes"):
-        verify_sums(made.path)
+# The machine
 
 
-def test_a_seal_over_what_is_no_file_leaves_it_out(made: RunDir) -> None:
-    (made.path / "launch.log").unlink()
-    os.mkfifo(made.path / "launch.log")
-    runs.seal(made.path)
-    assert verify_sums(made.path) == ("launch.log: not listed in SHA256SUMS",)
-    shutil.rmtree(made.path)
-    with pytest.raises(RunError, match="cannot write the checksums: No such file"):
-        runs.seal(made.path)
+def test_what_is_known_of_this_machine_is_what_it_says_itself() -> None:
+    found = local_facts()
+    assert (found.hostname, found.arch, found.uid) == (socket.gethostname(), platform.machine(), os.getuid())
+    assert found.memory_total == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert found.torch == metadata.version("torch")
+
+
+@pytest.mark.parametrize(
+    "module", ["NVIDIA UNIX x86_64 Kernel Module  580.95.05", "NVIDIA UNIX Open Kernel Module for aarch64  580.95.05"]
+)
+def test_gpus_are_read_from_the_files_of_their_driver(tmp_path: Path, module: str) -> None:
+    (tmp_path / "version").write_text(f"NVRM version: {module}  Tue Sep 23 10:11:16 UTC 2025\nGCC version:  gcc 13\n")
+    for number in (0, 1):
+        (tmp_path / "gpus" / f"0000:0{number}:00.0").mkdir(parents=True)
+        (tmp_path / "gpus" / f"0000:0{number}:00.0" / "information").write_text(
+            f"Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 18\nGPU UUID: \t GPU-0000-{number}\nBus Type: \t PCIe\n"
+        )
+    devices = local_facts(tmp_path).devices
+    assert [(each.index, each.uuid) for each in devices] == [(0, "GPU-0000-0"), (1, "GPU-0000-1")]
+    assert {(each.name, each.driver) for each in devices} == {("NVIDIA H100 80GB HBM3", "580.95.05")}
+    assert local_facts(tmp_path / "nowhere").devices == ()

@@ -21,9 +21,10 @@ import pytest
 from dispatch_rig import ROOT, until
 
 from dispatch.bundle import engine_bundle, tree_hash
+from dispatch.environment import base_python, bootstrap, requirements
 from dispatch.local_hashes import LocalHashes
 from dispatch.ssh import SSHTransport
-from dispatch.staging import Staged, base_python, bootstrap, requirements, stage, stage_engine
+from dispatch.staging import Staged, bytes_there, find_named, is_named, stage, stage_engine, wanted_files
 from dispatch.tool_client import HostToolError
 from dispatch.transfer import Progress
 from dispatch.transport import LocalTransport, Transport
@@ -195,18 +196,52 @@ def test_a_staged_model_that_nobody_touched_is_not_read_again(tmp_path: Path, ha
     assert json.loads(record.read_text()) == known
 
 
+def test_what_is_there_is_told_without_changing_anything(sshd: Rig, tmp_path: Path, hashes: LocalHashes) -> None:
+    source, base = model(tmp_path / "m", MIB, 2 * MIB), tmp_path / "base"
+    size = 3 * MIB + 2
+
+    def there() -> int:
+        before = tree_of(base)
+        wanted = wanted_files(str(base), source, hashes)
+        told = over_ssh(sshd, lambda transport: bytes_there(transport, wanted, python=sys.executable))
+        assert tree_of(base) == before
+        return told
+
+    assert there() == 0
+    place = Path(here(lambda transport: stage(transport, str(base), source, hashes=hashes)).path)
+    assert there() == size
+    assert (
+        over_ssh(
+            sshd, lambda transport: bytes_there(transport, wanted_files(str(base), source, hashes), python="/no/python")
+        )
+        == 0
+    )
+    weights = place / "shard-1" / "weights.safetensors"
+    data = weights.read_bytes()
+    weights.chmod(0o600)
+    weights.write_bytes(b"x" + data[1:])
+    assert there() == 0
+    part = place.rename(f"{place}.part")
+    (part / "shard-1" / "weights.safetensors").unlink()
+    (part / "shard-1" / "weights.safetensors.part").write_bytes(data[:1000])
+    assert there() == MIB + 1000 + 2
+
+
+def tree_of(path: Path) -> dict[str, tuple[int, int, int]]:
+    found = {each: each.lstat() for each in path.rglob("*")}
+    return {str(each): (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for each, stat in found.items()}
+
+
 def test_a_path_of_the_host_is_named_and_not_sent(sshd: Rig, tmp_path: Path) -> None:
     there = model(tmp_path / "there", 10)
-
-    async def scenario(transport: Transport) -> Staged:
-        return await stage(transport, str(tmp_path / "base"), f"gx10:{there}")
-
-    assert over_ssh(sshd, scenario) == Staged(str(there), None, 0, 0)
-    assert not (tmp_path / "base").exists()
+    assert is_named(f"gx10:{there}")
+    assert is_named("gx10:~/models/x")
+    assert not any(map(is_named, (str(there), "builtin:teacher", "gx10:models", "C:\\models")))
+    assert over_ssh(sshd, lambda transport: find_named(transport, f"gx10:{there}")) == str(there)
     with pytest.raises(ConfigError, match="no such file or directory there"):
-        over_ssh(sshd, lambda transport: stage(transport, str(tmp_path / "base"), f"gx10:{there}/nothing"))
+        over_ssh(sshd, lambda transport: find_named(transport, f"gx10:{there}/nothing"))
     with pytest.raises(ConfigError, match="is on other, but the run goes to gx10"):
-        over_ssh(sshd, lambda transport: stage(transport, str(tmp_path / "base"), f"other:{there}"))
+        over_ssh(sshd, lambda transport: find_named(transport, f"other:{there}"))
 
 
 @pytest.mark.parametrize(
@@ -375,7 +410,7 @@ def test_an_environment_is_made_once_and_keeps_the_torch_that_is_there(
         assert first.engine == f"{tmp_path}/base/engine/{engine_bundle().sha256}"
         assert first.torch == importlib.metadata.version("torch")
         # It takes seconds, and was seen to work a moment ago.
-        monkeypatch.setattr("dispatch.staging._VERIFY", 'print(\'{"torch": "x", "cuda": null, "devices": 0}\')')
+        monkeypatch.setattr("dispatch.environment._VERIFY", 'print(\'{"torch": "x", "cuda": null, "devices": 0}\')')
         second = await bootstrap(transport, host, said.append, environ=environ)
         assert second == dataclasses.replace(first, made=False, torch="x")
         from_itself = dataclasses.replace(host, python="")
@@ -392,11 +427,11 @@ def test_what_pip_cannot_install_is_told_and_the_next_attempt_goes_on(
 ) -> None:
     said: list[str] = []
     host = dataclasses.replace(sshd.host, python=sys.executable, run_dir=str(tmp_path / "base"), env=("PIP_NO_INDEX",))
-    monkeypatch.setattr("dispatch.staging.requirements", lambda: ["no-such-package-at-all>=1"])
+    monkeypatch.setattr("dispatch.environment.requirements", lambda: ["no-such-package-at-all>=1"])
     with pytest.raises(HostToolError, match=r"pip ended with code 1: ERROR: No matching distribution.*no-such-package"):
         over_ssh(sshd, lambda transport: bootstrap(transport, host, said.append, environ={"PIP_NO_INDEX": "1"}))
-    monkeypatch.setattr("dispatch.staging.requirements", lambda: ["torch>=99", "numpy"])
-    monkeypatch.setattr("dispatch.staging._VERIFY", 'print(\'{"torch": "x", "cuda": null, "devices": 0}\')')
+    monkeypatch.setattr("dispatch.environment.requirements", lambda: ["torch>=99", "numpy"])
+    monkeypatch.setattr("dispatch.environment._VERIFY", 'print(\'{"torch": "x", "cuda": null, "devices": 0}\')')
     made = over_ssh(sshd, lambda transport: bootstrap(transport, host, said.append, environ={"PIP_NO_INDEX": "1"}))
     assert made.made
     assert sum("making" in line for line in said) == 1

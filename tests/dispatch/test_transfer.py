@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -22,10 +24,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatch import host_tool, tool_client
+from dispatch.getting import get, get_tree
 from dispatch.names import check_names, problem
+from dispatch.putting import put
 from dispatch.ssh import SSHTransport
 from dispatch.tool_client import HostToolError
-from dispatch.transfer import Meter, Progress, TransferError, Transferred, get, get_tree, put, resuming
+from dispatch.transfer import Meter, Progress, TransferError, Transferred, resuming
 from dispatch.transport import LocalTransport, Transport, TransportError
 from engine.errors import RunError
 from tests.ssh_rig import MISSING, Rig, running_sshd
@@ -142,6 +146,41 @@ def test_other_contents_are_replaced(use: Use, tmp_path: Path) -> None:
 
     use(scenario)
     assert (tmp_path / "here").read_bytes() == (tmp_path / "source").read_bytes()
+
+
+def test_no_packet_is_sent_for_nothing(tmp_path: Path) -> None:
+    if MISSING is not None and "CI" not in os.environ:
+        pytest.skip(MISSING)
+    make(tmp_path / "source", 2 * MIB)
+    with running_sshd(tmp_path / "gx10", "LogLevel DEBUG3") as rig:
+        over_ssh(rig.trusted(), lambda transport: put(transport, tmp_path / "source", str(tmp_path / "there")))
+        said = rig.log
+    assert "Starting session: command" in said
+    assert "SSH2_MSG_IGNORE" not in said
+
+
+def test_what_is_received_takes_no_new_memory_for_each_piece(tmp_path: Path) -> None:
+    few, many = (_page_faults(tmp_path / str(size), random.Random(0).randbytes(size)) for size in (MIB, 32 * MIB))
+    assert many - few < 31 * MIB // 4096 // 4
+
+
+def _page_faults(target: Path, data: bytes) -> int:
+    """Of a tool that receives this, from a socket as sshd's commands have one."""
+    request = {"op": "receive", "root": str(target.parent), "files": [[target.name, len(data), None]]}
+    here, there = socket.socketpair()
+    command = [sys.executable, "-P", host_tool.__file__]
+    with here, subprocess.Popen(command, stdin=there.fileno(), stdout=subprocess.PIPE) as tool:
+        there.close()
+        assert tool.stdout is not None
+        here.sendall(json.dumps(request).encode() + b"\n")
+        tool.stdout.readline()
+        here.sendall(b'{"from": [0]}\n' + data + hashlib.sha256(data).digest())
+        told = tool.stdout.read().splitlines()[-1]
+        faults = os.wait4(tool.pid, 0)[2].ru_minflt
+        tool.returncode = 0
+    assert json.loads(told)["done"] is True
+    assert target.read_bytes() == data
+    return faults
 
 
 # Resumed files

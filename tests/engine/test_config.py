@@ -693,14 +693,14 @@ def test_numbers_written_differently_give_the_same_fingerprint() -> None:
 
 
 def test_the_fingerprint_of_a_configuration_changes_only_when_the_schema_does() -> None:
-    assert fingerprint(parse_config(MINIMAL)) == "4c312a14d33f1bd41965a439ff51ba4d0354eb19aaa5d03c8054efbc154ba3a1"
+    assert fingerprint(parse_config(MINIMAL)) == "aadfdea7aa0ad5ce3035f9ebc26afd6231461dbe0ce99a904076a4890412e06f"
 
 
 @pytest.mark.parametrize(
     "option",
     [
         *("mode=smoke", "train.steps=900", "train.max_steps=7", "smoke.max_steps=7", "smoke.warmup_steps=1"),
-        "checkpoint.every_steps=0",
+        *("checkpoint.every_steps=0", "supervise.stall_seconds=60", "supervise.kill_after_stall_seconds=60"),
     ],
 )
 def test_what_a_smoke_and_its_production_run_differ_in_is_left_out_of_the_gate_fingerprint(option: str) -> None:

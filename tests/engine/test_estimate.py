@@ -206,8 +206,8 @@ def test_the_estimate_is_what_a_real_training_takes(tmp_path: Path) -> None:
         tmp_path / "teacher",
         tmp_path / "student",
         *("student.init=random", f"data.path={tmp_path / 'tokens.bin'}", "data.heldout_windows=4"),
-        *("train.batch=4", "train.sequence=128", "train.device=cpu", "train.precision=fp32", "train.warmup_steps=1"),
-        *("smoke.max_steps=3", "smoke.budget_seconds=170"),
+        *("train.batch=4", "train.sequence=64", "train.device=cpu", "train.precision=fp32", "train.warmup_steps=1"),
+        *("train.threads=1", "smoke.max_steps=2", "smoke.budget_seconds=170"),
         mode="smoke",
     )
     run_dir = tmp_path / "run"
@@ -222,7 +222,7 @@ def test_the_estimate_is_what_a_real_training_takes(tmp_path: Path) -> None:
         check=False,
     )
     end = json.loads((run_dir / "events.jsonl").read_text().splitlines()[-1])
-    assert end["steps"] == 3, end
+    assert end["steps"] == 2, end
     peak = end["summary"]["peak_rss_bytes"]
     teacher = inspect_model_dir(tmp_path / "teacher", "teacher")
     student = inspect_model_dir(tmp_path / "student", "student", need_weights=False)

@@ -19,6 +19,7 @@ from tally import Tally
 from engine.checkpoint import DIRECTORY, read_manifest
 from engine.stop import SAME_REQUEST_SECONDS
 from tests.console_rig import Outcome, until
+from tests.nursery import Nursery
 
 T = TypeVar("T", bound=Training)
 EARLY = {
@@ -85,15 +86,15 @@ class Troubled:
     last: Attempt
 
 
-def undisturbed(root: Path, corpus: Path) -> Training:
-    with cleared(Training(root, corpus)) as training:
+def undisturbed(root: Path, corpus: Path, nursery: Nursery) -> Training:
+    with cleared(ForkedTraining(root, corpus, nursery)) as training:
         training.finish()
     return training
 
 
-def stopped(root: Path, corpus: Path) -> Stopped:
+def stopped(root: Path, corpus: Path, nursery: Nursery) -> Stopped:
     """What is stopped are engines that one process forks: the phases are theirs."""
-    with cleared(ForkedTraining(root, corpus)) as training:
+    with cleared(ForkedTraining(root, corpus, nursery)) as training:
         stops = {phase: _stopped(training, moment) for phase, moment in EARLY.items()}
         stops |= {phase: _stopped(training, LATE[phase]) for phase in ("train", "evaluation", "checkpoint")}
         twice = _stopped_twice(training)

@@ -1,8 +1,9 @@
 """Full runs, and what is done to their engines from outside.
 
 A `Training` is one run directory: started, disturbed, resumed, until it is done, by the real command
-(`kdconsole --headless train`) or, where only the engine matters, by engines that are forked (`nursery`). Where a moment
-is too short to be met by looking, the engine stops itself there with SIGSTOP and waits for what comes: see `hook`.
+(`kdconsole --headless train`) or, where only the engine matters, by engines that are forked (`tests.nursery`). Where a
+moment is too short to be met by looking, the engine stops itself there with SIGSTOP and waits for what comes: see
+`hook`.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from faults import held
-from nursery import Nursery
 
 from console.launch import Job, create
 from dispatch.supervisor import read_process
 from engine.checkpoint import MODEL, committed, directory_name, verify
 from engine.config import load_config
 from tests.console_rig import ROOT, Desk, Outcome, RunFiles, processes_of, until
+from tests.nursery import Nursery
 
 SECONDS = 180.0
 """The longest wait for anything, on a machine that is busy with other things."""
@@ -164,19 +165,22 @@ class Training:
 
 
 class ForkedTraining(Training):
-    """The same, its engines forked from one process; there is no console and no supervisor."""
+    """The same, its engines forked by a nursery; there is no console and no supervisor."""
 
-    def __init__(self, root: Path, corpus: Path) -> None:
+    def __init__(self, root: Path, corpus: Path, nursery: Nursery) -> None:
         super().__init__(root, corpus)
         create(Job(load_config(self.config), self.desk.evidence))
-        self.nursery = Nursery(self.desk.evidence)
+        self.nursery = nursery
+        self._last: Forked | None = None
 
     def _begin(self, moments: list[str], arguments: Sequence[str]) -> Going:
-        return Forked(self, moments)
+        self._last = Forked(self, moments)
+        return self._last
 
     def clear(self) -> None:
         super().clear()
-        self.nursery.close()
+        if self._last is not None and not self._last.ended:
+            os.kill(self._last.pid, signal.SIGKILL)
 
 
 class Going(ABC):
@@ -291,10 +295,14 @@ class Forked(Going):
 
     def __init__(self, training: ForkedTraining, moments: list[str]) -> None:
         super().__init__(training)
-        self._nursery = training.nursery
-        self.pid = self._nursery.fork(training.run.path, moments, training.offset)
+        run_dir = training.run.path
+        hook = f"{HOOK.read_text()}\n\nin_an_engine({moments!r}, {str(training.offset)!r})\n"
+        self._engine = training.nursery.fork(
+            "engine", str(run_dir), cwd=run_dir, log=run_dir / "launch.log", prepare=hook
+        )
+        self.pid = self._engine.pid
 
     def _end(self) -> tuple[Outcome | None, int | None, int | None]:
         until(lambda: self.ended, "the engine's end", SECONDS)
-        code = self._nursery.wait()
+        code = self._engine.wait()
         return None, *((code, None) if code >= 0 else (None, -code))

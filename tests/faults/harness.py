@@ -39,6 +39,7 @@ from faults import can_make_read_only, can_mount
 from tally import Tally, table
 
 from tests.console_rig import write_corpus
+from tests.nursery import Nursery
 
 PARTS = ("children", "files", "command")
 
@@ -111,10 +112,10 @@ def files(report: Report, root: Path) -> None:
 def command(report: Report, root: Path, kills: int, seed: int) -> None:
     """Full runs, two at a time."""
     corpus = write_corpus(root / "corpus.txt")
-    with ThreadPoolExecutor(2) as pool:
-        calm = pool.submit(command_faults.undisturbed, root / "undisturbed", corpus)
+    with contextlib.closing(Nursery()) as nursery, ThreadPoolExecutor(2) as pool:
+        calm = pool.submit(command_faults.undisturbed, root / "undisturbed", corpus, nursery)
         jobs: dict[str, Callable[[Report, Path, Path, Future[Training]], None]] = {
-            "stopped": _stopped,
+            "stopped": partial(_stopped, nursery=nursery),
             "troubled": _troubled,
         }
         if can_mount():
@@ -125,12 +126,12 @@ def command(report: Report, root: Path, kills: int, seed: int) -> None:
             pool.submit(job, report, root / name, corpus, calm)
 
 
-def _stopped(report: Report, root: Path, corpus: Path, calm: Future[Training]) -> None:
+def _stopped(report: Report, root: Path, corpus: Path, calm: Future[Training], nursery: Nursery) -> None:
     signals = report.row(f"SIGTERM or SIGINT in each of {len(EARLY) + len(LATE)} phases")
     second = report.row("a second signal while a checkpoint hangs in the disk")
     unsaved = report.row("a signal while checkpoints are read-only") if can_make_read_only() else None
     with report.guarded("a full run: signals in every phase, and a second one"):
-        made = command_faults.stopped(root, corpus)
+        made = command_faults.stopped(root, corpus, nursery)
         for phase, attempt in made.stops.items():
             with signals.counts():
                 command_faults.check_stopped(attempt, phase)

@@ -1,6 +1,6 @@
 """Works inside a run's own processes: stops the engine at a named moment, and lies about the time.
 
-The real command gets it as its `sitecustomize` (see `command_rig`), a forked engine calls it. Standard library only.
+The real command gets it as its `sitecustomize`, a forked engine executes it (see `command_rig`). Standard library only.
 """
 
 import json
@@ -66,9 +66,14 @@ def believe(offset: str) -> None:
     time.time = clock
 
 
-def customize(moments: list[str], offset: str) -> None:
-    """What every Python process of a command does at its start; only its engine is stopped."""
+def in_an_engine(moments: list[str], offset: str) -> None:
+    """What an engine does at its start."""
     if os.path.exists(offset):
         believe(offset)
-    if moments and sys.orig_argv[2:4] == ["-m", "engine"]:
+    if moments:
         stop_at(moments)
+
+
+def customize(moments: list[str], offset: str) -> None:
+    """What every Python process of a command does at its start; only its engine is stopped."""
+    in_an_engine(moments if sys.orig_argv[2:4] == ["-m", "engine"] else [], offset)

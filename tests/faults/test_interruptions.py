@@ -11,9 +11,6 @@ import pytest
 
 from tests.console_rig import TINY, Desk, Outcome, RunFiles, processes_of, until, write_corpus
 
-# These tests mostly wait: the long series that other modules ask for are made meanwhile.
-pytestmark = pytest.mark.usefixtures("series")
-
 IMPATIENT = """
 import sys
 from console import cli, headless
@@ -50,7 +47,8 @@ def stopped(outcome: Outcome, run: RunFiles) -> None:
     assert (run.path / "SHA256SUMS").exists()
 
 
-def test_ctrl_c_during_training_stops_a_smoke_cleanly(desk: Desk, corpus: Path) -> None:
+def test_ctrl_c_during_training_stops_a_smoke_cleanly(warm_desk: Desk, corpus: Path) -> None:
+    desk = warm_desk
     console = desk.start(*smoke(corpus))
     until(lambda: desk.run.has("step"), "the first step")
     console.interrupt()
@@ -98,7 +96,8 @@ def test_a_second_ctrl_c_ends_a_smoke_at_once(desk: Desk, corpus: Path) -> None:
     desk.is_quiet()
 
 
-def test_a_smoke_goes_on_when_its_console_is_killed_and_attach_reports_it(desk: Desk, corpus: Path) -> None:
+def test_a_smoke_goes_on_when_its_console_is_killed_and_attach_reports_it(warm_desk: Desk, corpus: Path) -> None:
+    desk = warm_desk
     console = desk.start(*smoke(corpus, "--max-steps", "60"))
     until(lambda: desk.run.has("phase", "import"), "the import phase")
     console.process.kill()
@@ -134,7 +133,8 @@ def test_an_engine_that_hangs_is_ended_and_reported_as_a_time_out(desk: Desk, co
     desk.is_quiet()
 
 
-def test_ctrl_c_leaves_a_train_run_going_and_stop_ends_it(desk: Desk, corpus: Path) -> None:
+def test_ctrl_c_leaves_a_train_run_going_and_stop_ends_it(warm_desk: Desk, corpus: Path) -> None:
+    desk = warm_desk
     desk.write("config.yaml", TRAIN_CONFIG.replace("CORPUS", str(corpus)))
     console = desk.start("--headless", "train", "config.yaml")
     until(lambda: desk.run.has("step"), "the first step")
@@ -148,7 +148,7 @@ def test_ctrl_c_leaves_a_train_run_going_and_stop_ends_it(desk: Desk, corpus: Pa
 
     ended = desk.call("stop", name)
     assert ended.rc == 0, ended.said
-    assert ended.out == f"{name}: stopped: exit code 130\n"
+    assert ended.out.startswith(f"{name}: CANCELLED: exit code 130; ")
     desk.is_quiet()
     assert desk.run.end["status"] == "STOPPED"
     assert not (desk.run.path / "model").exists()

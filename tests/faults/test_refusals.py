@@ -17,6 +17,7 @@ import pytest
 
 from engine.sniff import read_safetensors_header
 from tests.console_rig import ROOT, Desk, Outcome, asked_for, of, side_by_side, write_corpus
+from tests.nursery import Nursery
 
 TEACHER = ROOT / "engine" / "assets" / "teacher"
 DIVERGENCE = "F-DISTILL-V2-001-TEACHER-DIVERGENCE"
@@ -146,7 +147,7 @@ def test_a_missing_corpus_is_named(desk: Desk) -> None:
     outcome.refused("missing.txt: no such file or directory")
 
 
-# What needs the models in memory, or the corpus tokenised, is refused by the engine: such a run takes seconds.
+# What needs the models in memory, or the corpus tokenised, is refused by the engine. These are forked.
 
 
 def equal_teacher(desk: Desk, corpus: Path) -> Outcome:
@@ -203,12 +204,14 @@ JOBS: dict[str, Callable[[Desk, Path], Outcome]] = {
 
 
 @pytest.fixture(scope="module")
-def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Outcome]]:
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, nursery: Nursery
+) -> dict[str, Future[Outcome]]:
     """Every run that a selected test asks for with `of`, started at once and made two at a time."""
     corpus = write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.txt")
 
     def job(name: str) -> Callable[[], Outcome]:
-        return lambda: JOBS[name](Desk(tmp_path_factory.mktemp(name)), corpus)
+        return lambda: JOBS[name](Desk(tmp_path_factory.mktemp(name), nursery), corpus)
 
     wanted = asked_for(request)
     return side_by_side({name: job(name) for name in JOBS if name in wanted})

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import platform
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +16,13 @@ from pathlib import Path
 import pytest
 
 from dispatch.hosts import add_host
+from dispatch.manifest import Manifest, read_manifest, sha256_file
+from dispatch.sums import check_sums, read_sums
 from tests import ssh_rig
 from tests.console_rig import Desk, Outcome, RunFiles, processes_of, until, write_corpus
 
 pytestmark = pytest.mark.skipif(ssh_rig.MISSING is not None and "CI" not in os.environ, reason=str(ssh_rig.MISSING))
+SECRET = "hush-hush-hush-0123456789"
 CONFIG = """\
 teacher: builtin:teacher
 student: builtin:student
@@ -39,7 +45,8 @@ class Afar:
 
     @property
     def variables(self) -> dict[str, str]:
-        return {"HOME": self.rig.environ["HOME"], "KDCONSOLE_HOSTS": self.rig.environ["KDCONSOLE_HOSTS"]}
+        names = ("HOME", "KDCONSOLE_HOSTS")
+        return {name: self.rig.environ[name] for name in names} | {"KD_TOKEN": SECRET}
 
     def there(self, run: RunFiles) -> RunFiles:
         """The same run's directory on the host."""
@@ -55,7 +62,8 @@ def afar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Afar]:
     (root / "host").mkdir()
     with ssh_rig.running_sshd(root / "host") as rig:
         given = {"address": "127.0.0.1", "port": rig.port, "identity": str(rig.identity)}
-        add_host("gx10", {**given, "python": sys.executable, "run_dir": str(base)}, rig.environ)
+        host = {**given, "python": sys.executable, "run_dir": str(base), "env": ["KD_TOKEN"]}
+        add_host("gx10", host, rig.environ)
         afar = Afar(desk, rig, base)
         key = rig.key.get_fingerprint("sha256")
         trusted = afar.call("hosts", "trust", "gx10", "--fingerprint", key)
@@ -69,9 +77,38 @@ def afar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Afar]:
             desk.clear()
 
 
+class Exposed:
+    """Looks, while inside, who has the secret: in its environment, as it should, or for everybody in its arguments."""
+
+    def __init__(self) -> None:
+        self.environments: set[str] = set()
+        self.arguments: set[bytes] = set()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> Exposed:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.1):
+            for entry in filter(str.isdigit, os.listdir("/proc")):
+                with contextlib.suppress(OSError):
+                    told = Path(f"/proc/{entry}/cmdline").read_bytes()
+                    if SECRET.encode() in told:
+                        self.arguments.add(told)
+                    if b"\0engine\0" in told and SECRET.encode() in Path(f"/proc/{entry}/environ").read_bytes():
+                        self.environments.add(entry)
+
+
 def test_a_smoke_on_a_host_has_the_numbers_of_the_same_smoke_here(afar: Afar, tmp_path: Path) -> None:
     arguments = ("--headless", "smoke", "config.yaml", "--max-steps", "12", "--set", "train.seed=3")
-    away = afar.call(*arguments, "--host", "gx10", "--evidence", str(tmp_path / "away"))
+    with Exposed() as exposed:
+        away = afar.call(*arguments, "--host", "gx10", "--evidence", str(tmp_path / "away"), "--name", f"for {SECRET}")
     assert away.rc == 0, away.said
     assert "GO max_steps is reached" in away.text
     here = afar.call(*arguments, "--evidence", str(tmp_path / "here"))
@@ -84,15 +121,46 @@ def test_a_smoke_on_a_host_has_the_numbers_of_the_same_smoke_here(afar: Afar, tm
     )
     assert ours == theirs
     assert len(ours) == 12
-    for name in ("events.jsonl", "launch.log", "supervisor.jsonl", "exit.json", "dispatch.json", "config.yaml"):
+    small = ("events.jsonl", "launch.log", "supervisor.jsonl", "exit.json", "dispatch.json", "config.yaml")
+    for name in (*small, "SHA256SUMS"):
         assert (path / name).read_bytes() == (afar.base / "runs" / path.name / name).read_bytes(), name
     assert str(afar.base / "store") in (path / "config.yaml").read_text()
+    evidence = check_sums(path)
+    assert (evidence.problems, evidence.absent) == ((), ())
+    assert f"evidence id {evidence.evidence_id}" in away.text
+    is_whole(read_manifest(path), read_manifest(other))
+    # The operator typed the secret as a name, so it stood in that one command line; nowhere else, and in no file.
+    assert exposed.environments, "the trainer was to have the variable"
+    assert [line for line in exposed.arguments if f"for {SECRET}".encode() not in line] == []
+    places = (path, other, afar.base, afar.rig.directory, afar.desk.cwd)
+    files = [file for place in places for file in place.rglob("*") if file.is_file() and not file.is_symlink()]
+    assert [file for file in files if SECRET.encode() in file.read_bytes()] == []
     afar.rig.end()
     try:
-        offline = afar.call("--headless", "attach", str(path))
+        offline = afar.call("--headless", "attach", str(path), "--json")
         assert offline.rc == 0, offline.said
+        assert json.loads(offline.out)["evidence_id"] == evidence.evidence_id
     finally:
         afar.rig.restart()
+
+
+def is_whole(away: Manifest, here: Manifest) -> None:
+    """The manifests of one smoke on a host and here: complete, and from the same engine, models and data."""
+    for each in (away, here):
+        assert each.outcome is not None
+        assert (each.outcome.status, each.outcome.exit_code, each.outcome.steps) == ("COMPLETED", 0, 12)
+        assert [(attempt.number, attempt.end) for attempt in each.attempts] == [(1, "exit code 0")]
+        assert set(each.inputs) == {"teacher", "student", "tokenizer", "data"}
+        assert each.ran_on is not None
+        assert each.ran_on.hostname == platform.node()
+        assert each.ran_on.torch
+        assert each.ran_on.torch.partition("+")[0] == each.engine_versions["torch"].partition("+")[0]
+        assert each.ran_as == each.operator
+        assert all(verdict.verdict == "PASS" for verdict in each.verdicts if verdict.severity != "warn")
+    assert (away.inputs, away.engine_sha256) == (here.inputs, here.engine_sha256)
+    assert away.remote is not None
+    assert away.remote.env == ("KD_TOKEN",)
+    assert away.name == "for [redacted]"
 
 
 def test_a_training_is_left_found_stopped_and_resumed_through_lost_connections(afar: Afar) -> None:
@@ -113,12 +181,18 @@ def test_a_training_is_left_found_stopped_and_resumed_through_lost_connections(a
     assert "gx10  running" in listed.out
     stopped = afar.call("stop", run.path.name)
     assert stopped.rc == 0, stopped.said
-    assert "stopped: exit code 130" in stopped.out
+    assert "CANCELLED: exit code 130" in stopped.out
     assert not processes_of(afar.base / "runs"), "something of it is left behind"
     attached = afar.call("--headless", "attach", run.path.name)
     assert attached.rc == 130, attached.said
     assert run.stream.read_bytes() == afar.there(run).stream.read_bytes()
     assert run.end["status"] == "STOPPED"
+    first = check_sums(run.path)
+    assert first.problems == ()
+    sums = read_sums(run.path).files
+    there = {name: sha256_file(afar.there(run).path / name) for name in first.absent}
+    assert "checkpoints/LATEST" in there
+    assert there == {name: sums[name] for name in there}
     before = max(event["step"] for event in run.events("checkpoint"))
 
     resumed = afar.desk.start("--headless", "train", "--resume", run.path.name, variables=afar.variables)
@@ -128,6 +202,11 @@ def test_a_training_is_left_found_stopped_and_resumed_through_lost_connections(a
     assert ended.rc == 130, ended.said
     events = run.events()
     assert [event["seq"] for event in events] == list(range(len(events)))
+    again = check_sums(run.path)
+    assert again.problems == ()
+    assert again.evidence_id != first.evidence_id
+    assert {"exit-1.json", "resume.json"} < set(read_sums(run.path).files)
+    assert [attempt.end for attempt in read_manifest(run.path).attempts] == ["exit code 130"] * 2
     second = events[[number for number, event in enumerate(events) if event["event"] == "run"][1] :]
     assert next(event["step"] for event in second if event["event"] == "step") == before + 1
     assert run.stream.read_bytes() == afar.there(run).stream.read_bytes()

@@ -13,6 +13,7 @@ import pytest
 
 from tests.console_rig import ROOT, Desk, Outcome, asked_for, of, side_by_side, write_corpus
 from tests.engine.model_fixtures import save_gpt2, save_llama, save_qwen2, save_tokenizer
+from tests.nursery import Nursery
 
 TOKENIZER = ROOT / "engine" / "assets" / "teacher"
 ROWS = 2_048
@@ -86,12 +87,14 @@ PAIRS: dict[str, Callable[[Desk], list[str]]] = {
 
 
 @pytest.fixture(scope="module")
-def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Outcome]]:
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, nursery: Nursery
+) -> dict[str, Future[Outcome]]:
     """Every run that a selected test asks for with `of`, started at once and made two at a time."""
     corpus = write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.txt")
 
     def job(name: str) -> Callable[[], Outcome]:
-        desk = Desk(tmp_path_factory.mktemp(name))
+        desk = Desk(tmp_path_factory.mktemp(name), nursery)
         arguments = PAIRS[name](desk)  # Here and not in the job: neither torch's seed nor an import likes company.
         corpus_or_not = None if "--data" in arguments else corpus
         return lambda: desk.smoke("--max-steps", "12", *arguments, corpus=corpus_or_not)
