@@ -69,7 +69,7 @@ async def get(
         try:
             await asyncio.to_thread(part.open)
             request = {"op": "send", "root": root, "files": [[name, part.size, part.sha256, size]]}
-            async with conversation(transport, request, python=python, say=say) as talk:
+            async with conversation(transport, request, python=python, say=say, much=True) as talk:
                 header = await _header(talk, name, size, part.size)
                 if size is not None and sha256 is None and header.there != size:
                     raise TransferError(f"{what}: has {header.there:,} bytes", expected=f"{size:,}")
@@ -178,7 +178,7 @@ async def get_tree(
             plan = await asyncio.to_thread(_plan, local, wanted)
             files = [[name, offset, sha256, wanted[name]] for name, (offset, sha256, _) in plan.items()]
             request = {"op": "send", "root": field(listing, "root", str), "files": files, "digest": True}
-            async with conversation(transport, request, python=python, say=say) as talk:
+            async with conversation(transport, request, python=python, say=say, much=True) as talk:
                 meter, before = Meter(sum(wanted.values()), progress), 0
                 for name, (offset, _, finished) in plan.items():
                     what = f"{transport.host}: {clean(name, 300)}"

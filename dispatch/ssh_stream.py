@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Final, cast
@@ -15,8 +16,17 @@ from dispatch.ssh import SSHTransport
 from dispatch.transport import FILE_SECONDS, TransportError, TransportTimeout
 from engine.text import clean
 
-WINDOW: Final = 32 << 20
-"""Bytes that the host may send ahead: what 300 MB/s carry in 100 ms, and about the most that waits here unread."""
+LEAST_WINDOW: Final = 2 << 20
+WINDOW: Final = 16 << 20
+"""Most bytes that the host may send ahead; about so many can wait here unread, too.
+
+A wide window is for a long way alone: sshd fills its memory up to it and moves all of that with each packet. With this
+one that takes half a second of processor time, and with twice as much four times as long.
+"""
+RATE: Final = 320 << 20
+"""Bytes a second that the window has room for, whatever the round trip."""
+MEASURE_SECONDS: Final = 0.1
+MEASURE_TRIPS: Final = 5
 QUEUE: Final = 4 << 20
 """From so many unread bytes on, the host is given no more leave to send."""
 WRITE_AHEAD: Final = 4 << 20
@@ -135,13 +145,19 @@ class SSHStream(asyncssh.SSHClientSession[bytes]):
 
 
 @contextlib.asynccontextmanager
-async def ssh_stream(transport: SSHTransport, argv: Sequence[str]) -> AsyncIterator[SSHStream]:
+async def ssh_stream(transport: SSHTransport, argv: Sequence[str], much: bool = False) -> AsyncIterator[SSHStream]:
     """A command on a host, over the transport's own connection.
+
+    Args:
+        transport: reaches the host.
+        argv: the command.
+        much: it will write a lot, for which it is found out how far away the host is.
 
     Raises:
         TransportError: the host cannot be reached, or the command not be run.
     """
     what = f"{transport.host}: {clean(' '.join(argv[:2]), 200)}"
+    window = await _window(transport) if much else LEAST_WINDOW
     connection = await transport.connection()
     try:
         async with asyncio.timeout(FILE_SECONDS):
@@ -151,7 +167,7 @@ async def ssh_stream(transport: SSHTransport, argv: Sequence[str]) -> AsyncItera
                 encoding=None,
                 request_pty=False,
                 send_env=None,
-                window=WINDOW,
+                window=min(WINDOW, window),
             )
     except TimeoutError:
         raise TransportTimeout(f"{what}: no answer after {FILE_SECONDS:g} s") from None
@@ -161,6 +177,18 @@ async def ssh_stream(transport: SSHTransport, argv: Sequence[str]) -> AsyncItera
         yield cast("SSHStream", session)
     finally:
         channel.close()
+
+
+async def _window(transport: SSHTransport) -> int:
+    """As wide as the quickest of a few round trips needs it."""
+    quickest, began = float("inf"), time.monotonic()
+    for _ in range(MEASURE_TRIPS):
+        before = time.monotonic()
+        await transport.stat("/")
+        quickest = min(quickest, time.monotonic() - before)
+        if time.monotonic() - began > MEASURE_SECONDS:
+            break
+    return max(LEAST_WINDOW, min(WINDOW, int(RATE * quickest)))
 
 
 def _line(argv: Sequence[str]) -> str:

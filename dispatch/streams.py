@@ -37,8 +37,12 @@ class Stream(Protocol):
         ...
 
 
-def open_stream(transport: Transport, argv: Sequence[str]) -> contextlib.AbstractAsyncContextManager[Stream]:
+def open_stream(
+    transport: Transport, argv: Sequence[str], *, much: bool = False
+) -> contextlib.AbstractAsyncContextManager[Stream]:
     """Starts a command; it loses its input and output when the context is left, and is expected to end then.
+
+    `much`: it will write megabytes.
 
     Raises, when it is entered:
         TransportError: the host cannot be reached, or the command not be run.
@@ -50,7 +54,7 @@ def open_stream(transport: Transport, argv: Sequence[str]) -> contextlib.Abstrac
 
     if not isinstance(transport, SSHTransport):
         raise TypeError(f"{type(transport).__name__} has no streams")
-    return ssh_stream(transport, argv)
+    return ssh_stream(transport, argv, much)
 
 
 async def resolve(transport: Transport, path: str) -> str:

@@ -132,7 +132,12 @@ class Conversation:
 
 @contextlib.asynccontextmanager
 async def conversation(
-    transport: Transport, request: Mapping[str, object], *, python: str | None = None, say: Say | None = None
+    transport: Transport,
+    request: Mapping[str, object],
+    *,
+    python: str | None = None,
+    say: Say | None = None,
+    much: bool = False,
 ) -> AsyncIterator[Conversation]:
     """Starts the tool with a request.
 
@@ -141,9 +146,10 @@ async def conversation(
         request: `op` and what it needs.
         python: the host's Python, 3.11 or newer; the one of the host's settings without it.
         say: hears what takes long.
+        much: megabytes are asked for.
     """
     python = await resolve(transport, python) if python else await python_of(transport)
-    async with open_stream(transport, [python, "-P", "-c", source()]) as stream:
+    async with open_stream(transport, [python, "-P", "-c", source()], much=much) as stream:
         opened = Conversation(transport.host, stream, say)
         await opened.tell(request)
         yield opened

@@ -288,7 +288,7 @@ def test_two_keys_start_a_smoke_that_goes_on_whatever_becomes_of_its_screen(desk
     terminal.press("s")
     terminal.until(f"Stop {name}?")
     terminal.press("y")
-    terminal.until("STOPPED", f"{name}: stopped")
+    terminal.until("STOPPED", f"{name}: CANCELLED")
     until((desk.run.path / "SHA256SUMS").exists, "the checksums")
     terminal.press("q")
     assert terminal.wait() == 0

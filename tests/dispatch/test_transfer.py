@@ -19,11 +19,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import asyncssh
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatch import host_tool, tool_client
+from dispatch import host_tool, ssh_stream, tool_client
 from dispatch.getting import get, get_tree
 from dispatch.names import check_names, problem
 from dispatch.putting import put
@@ -32,6 +33,7 @@ from dispatch.tool_client import HostToolError
 from dispatch.transfer import Meter, Progress, TransferError, Transferred, resuming
 from dispatch.transport import LocalTransport, Transport, TransportError
 from engine.errors import RunError
+from tests.ssh_proxy import Proxy
 from tests.ssh_rig import MISSING, Rig, running_sshd
 
 MIB = 1 << 20
@@ -157,6 +159,36 @@ def test_no_packet_is_sent_for_nothing(tmp_path: Path) -> None:
         said = rig.log
     assert "Starting session: command" in said
     assert "SSH2_MSG_IGNORE" not in said
+
+
+def test_only_a_host_that_is_far_away_may_send_far_ahead(
+    sshd: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "source", MIB)
+    windows, real = list[int](), ssh_stream.SSHStream.connection_made
+
+    def look(self: ssh_stream.SSHStream, chan: asyncssh.SSHClientChannel[bytes]) -> None:
+        real(self, chan)
+        windows.append(chan._init_recv_window)
+
+    async def fetch(port: int) -> int:
+        transport = SSHTransport(dataclasses.replace(sshd.host, python=sys.executable, port=port), sshd.environ)
+        await get(transport, str(tmp_path / "source"), tmp_path / "here")
+        await transport.close()
+        return windows[-1]
+
+    async def scenario() -> None:
+        async with Proxy(sshd.port) as proxy:
+            sshd.trusted(proxy.port)
+            proxy.delay = 0.05
+            assert await fetch(proxy.port) == ssh_stream.WINDOW
+        for _ in range(20):  # on a machine that is busy the host next door seems far away
+            if await fetch(sshd.port) < ssh_stream.WINDOW // 2:
+                return
+        raise AssertionError(windows)
+
+    monkeypatch.setattr(ssh_stream.SSHStream, "connection_made", look)
+    asyncio.run(scenario())
 
 
 def test_what_is_received_takes_no_new_memory_for_each_piece(tmp_path: Path) -> None:

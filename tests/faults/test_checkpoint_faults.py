@@ -22,6 +22,7 @@ from engine import checkpoint_writer, durable
 from engine.checkpoint import committed, find_latest, verify
 from engine.errors import ExitCode
 from engine.stream import Checkpoint, CheckpointFailed
+from tests.nursery import Nursery
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STUCK = """
@@ -49,7 +50,7 @@ rig.checkpoints._sync = hang
 rig.train(1)
 rig.save("interrupt")
 """
-KILLS = Path(__file__).with_name("checkpoint_kills.py")
+HERE = Path(__file__).parent
 
 
 def each(kinds: Mapping[str, Mapping[str, object]]) -> pytest.MarkDecorator:
@@ -58,10 +59,13 @@ def each(kinds: Mapping[str, Mapping[str, object]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("kind", "name"), pairs, ids=[f"{kind} - {name}" for kind, name in pairs])
 
 
-def driver(*arguments: object) -> Any:
-    done = subprocess.run([sys.executable, KILLS, *map(str, arguments)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+def driver(nursery: Nursery, root: Path, what: str, *arguments: object) -> Any:
+    """What `checkpoint_kills.py` prints; it works in `root`, and kills what it forks itself."""
+    log = root.with_suffix(".log")
+    search = f"import sys; sys.path.insert(0, {str(HERE)!r})"
+    killer = nursery.fork("checkpoint_kills", what, str(root), *map(str, arguments), cwd=HERE, log=log, prepare=search)
+    assert killer.wait() == 0, log.read_text()[-3000:]
+    return json.loads(log.read_text().splitlines()[-1])
 
 
 @pytest.fixture
@@ -78,8 +82,8 @@ def steps_of(run_dir: Path) -> list[int]:
     return [verify(path, RUN).step for path in committed(run_dir)]
 
 
-def test_twenty_kills_lose_nothing_and_the_end_is_bitwise_the_same(tmp_path: Path) -> None:
-    anywhere, writing = driver("random", tmp_path, 20, 0)
+def test_twenty_kills_lose_nothing_and_the_end_is_bitwise_the_same(tmp_path: Path, nursery: Nursery) -> None:
+    anywhere, writing = driver(nursery, tmp_path, "random", 20, 0)
     assert anywhere["times"] + writing["times"] == 20
     assert writing["times"] >= 10, "half of them while a checkpoint is written"
     assert (anywhere["survived"], writing["survived"]) == (anywhere["times"], writing["times"])
@@ -102,8 +106,8 @@ def test_a_disk_in_trouble_costs_what_it_did_not_take_and_the_end_is_bitwise_the
     assert troubled(tmp_path, TROUBLES[kind][name]) == 1
 
 
-def test_a_kill_before_any_single_call_to_the_disk_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    calls = driver("everywhere", tmp_path)
+def test_a_kill_before_any_single_call_to_the_disk_leaves_a_whole_checkpoint(tmp_path: Path, nursery: Nursery) -> None:
+    calls = driver(nursery, tmp_path, "everywhere")
     assert calls["new"] > 20
     assert calls["second_kind"] > 5
     assert calls["replace_damaged"] > 20
