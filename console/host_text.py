@@ -12,11 +12,12 @@ from console.columns import columns, indented, stacked
 from console.host_desk import where
 from console.palette import Mark, verdict_mark
 from console.report import duration
+from console.widgets.layout import cut
 
 if TYPE_CHECKING:
     from dispatch.preflight import Preflight
 
-LINES_KEPT = 200
+LINES_KEPT, LINES_SHOWN = 200, 12
 _LABEL = 12
 WARNING = Mark("⚠", "WARN", "$warning")
 
@@ -30,6 +31,7 @@ class HostView:
         problem: why it cannot be told, or why the last thing that was tried did not work.
         preflight: the last one, if there was one.
         doing: what is being done there.
+        seconds: since that was begun.
         told: what was said while it was done, the newest last.
     """
 
@@ -38,6 +40,7 @@ class HostView:
     problem: str = ""
     preflight: Preflight | None = None
     doing: str = ""
+    seconds: float = 0.0
     told: tuple[str, ...] = ()
 
     @property
@@ -52,7 +55,7 @@ class HostView:
     def state(self) -> tuple[Mark, str]:
         """The one thing that matters of it."""
         if self.doing:
-            return Mark("◔", "BUSY", "$primary"), self.doing
+            return Mark("◔", "BUSY", "$primary"), f"{self.doing}, {duration(self.seconds)}"
         if self.problem:
             return verdict_mark("FAIL"), self.problem
         if not self.trusted:
@@ -76,9 +79,9 @@ def host_text(view: HostView, width: int) -> Content:
     lines = columns([Content.styled(mark.glyph, mark.style), Content.styled(text, "bold")], [1, max(8, width - 3)])
     if view.told:
         lines += [Content(""), _title("What was done")]
-        lines += [
-            line for told in view.told[-12:] for line in indented(Content.styled(told, "$foreground-muted"), 2, width)
-        ]
+        for told in view.told[-LINES_SHOWN:]:
+            text = told.removeprefix(f"{view.name}: ").strip()
+            lines.append(cut(Content.styled(f"  {text}", "$foreground-muted"), width))
     if view.preflight is not None:
         lines += [Content(""), _title("Pre-flight"), *_checks(view.preflight, width)]
     if view.found:

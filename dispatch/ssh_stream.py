@@ -23,8 +23,8 @@ WINDOW: Final = 16 << 20
 A wide window is for a long way alone: sshd fills its memory up to it and moves all of that with each packet. With this
 one that takes half a second of processor time, and with twice as much four times as long.
 """
-RATE: Final = 320 << 20
-"""Bytes a second that the window has room for, whatever the round trip."""
+RATE: Final = 160 << 20
+"""Bytes a second that the window has room for, up to a round trip of 100 ms."""
 MEASURE_SECONDS: Final = 0.1
 MEASURE_TRIPS: Final = 5
 QUEUE: Final = 4 << 20

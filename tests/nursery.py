@@ -137,7 +137,8 @@ class Forked:
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    text, descriptors = b"", []
+    text = b""
+    descriptors: list[int] = []
     while not text.endswith(b"\n"):
         more, some, _, _ = socket.recv_fds(connection, _ORDER_BYTES, 3)
         if not more:

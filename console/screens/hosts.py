@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -88,6 +89,7 @@ class HostsScreen(GuardedScreen[None]):
     def __init__(self) -> None:
         super().__init__()
         self._views: dict[str, HostView] = {}
+        self._began: dict[str, float] = {}
         self._path = self._problem = ""
         self._read = self._warned = False
 
@@ -102,7 +104,15 @@ class HostsScreen(GuardedScreen[None]):
 
     def on_mount(self) -> None:
         """Paints an empty list and begins to read."""
+        self.set_interval(1.0, self._tick)
         self.action_read_again()
+
+    def _tick(self) -> None:
+        for view in self._views.values():
+            if view.doing:
+                seconds = time.monotonic() - self._began[view.name]
+                self._views[view.name] = replace(view, seconds=seconds)
+        self._show()
 
     # What is known
 
@@ -195,13 +205,14 @@ class HostsScreen(GuardedScreen[None]):
         if view.doing:
             self.app.say(f"{view.name}: {view.doing}; wait for its end", "warning")
             return None
-        self._views[view.name] = replace(view, doing=doing, problem="", told=())
+        self._views[view.name] = replace(view, doing=doing, seconds=0.0, problem="", told=())
+        self._began[view.name] = time.monotonic()
         self._draw()
         return view
 
     def action_preflight(self) -> None:
         """Looks at the chosen host over one connection."""
-        view = self._begin("looking at it …")
+        view = self._begin("looking at it")
         if view is not None:
             self._preflight(view.name)
 
@@ -217,7 +228,7 @@ class HostsScreen(GuardedScreen[None]):
 
     def action_trust(self) -> None:
         """Shows the key that the chosen host presents, and asks."""
-        view = self._begin("asking for its key …")
+        view = self._begin("asking for its key")
         if view is not None:
             self._trust(view.name)
 
@@ -247,7 +258,7 @@ class HostsScreen(GuardedScreen[None]):
 
     def action_bootstrap(self) -> None:
         """Makes the environment of the chosen host."""
-        view = self._begin("making its environment …")
+        view = self._begin("making its environment")
         if view is not None:
             self._bootstrap(view.name)
 
@@ -266,7 +277,7 @@ class HostsScreen(GuardedScreen[None]):
 
     def action_clean(self) -> None:
         """Shows what old runs and leftovers take room on the chosen host, and asks before they go."""
-        view = self._begin("looking at what is kept there …")
+        view = self._begin("looking at what is kept there")
         if view is not None:
             self._clean(view.name)
 

@@ -169,7 +169,7 @@ def test_only_a_host_that_is_far_away_may_send_far_ahead(
 
     def look(self: ssh_stream.SSHStream, chan: asyncssh.SSHClientChannel[bytes]) -> None:
         real(self, chan)
-        windows.append(chan._init_recv_window)
+        windows.append(chan.get_recv_window())
 
     async def fetch(port: int) -> int:
         transport = SSHTransport(dataclasses.replace(sshd.host, python=sys.executable, port=port), sshd.environ)
@@ -180,14 +180,15 @@ def test_only_a_host_that_is_far_away_may_send_far_ahead(
     async def scenario() -> None:
         async with Proxy(sshd.port) as proxy:
             sshd.trusted(proxy.port)
-            proxy.delay = 0.05
+            proxy.delay = 0.1
             assert await fetch(proxy.port) == ssh_stream.WINDOW
         for _ in range(20):  # on a machine that is busy the host next door seems far away
-            if await fetch(sshd.port) < ssh_stream.WINDOW // 2:
+            if await fetch(sshd.port) < ssh_stream.WINDOW:
                 return
         raise AssertionError(windows)
 
     monkeypatch.setattr(ssh_stream.SSHStream, "connection_made", look)
+    monkeypatch.setattr(ssh_stream, "RATE", ssh_stream.WINDOW * 5)
     asyncio.run(scenario())
 
 

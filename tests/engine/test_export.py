@@ -26,6 +26,7 @@ from engine.model_card import Provenance, model_card
 from engine.models import load_student
 from engine.stream import Measure, Phase, Run
 from engine.verify_export import verify
+from tests.nursery import Nursery
 
 TOKENIZER = resolve_builtin("builtin:student")
 PROVENANCE = Provenance(
@@ -94,7 +95,7 @@ def verdict(exported: Exported) -> Any:
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exported, Path]:
+def good(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> tuple[Path, Exported, Path]:
     """A run directory with a verified model in it, what was found, and the reference that it was held against."""
     run_dir = tmp_path_factory.mktemp("run")
     model, initial = trained(run_dir / "student")
@@ -108,6 +109,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exported, Path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_module, "run_verification", keep)
+        patch.setenv("PYTHONPATH", nursery.python_path)
         exported = export(model, run_dir, provenance=PROVENANCE, initial=initial, tokenizer_dir=TOKENIZER)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.training
