@@ -25,6 +25,7 @@ from engine.stream import MAX_LINE_BYTES, Event, decode_line
 
 READ_BYTES = 1 << 20
 TICK_SECONDS = 1.0
+CALM = 5
 STATUS_SECONDS = 5.0
 """So long nothing has to arrive before the host is asked whether the run is still there, and between two questions."""
 SUPERVISOR_SECONDS, UNMOVED_SECONDS = 60.0, 15.0
@@ -94,7 +95,8 @@ class Follower:
         """Yields what arrives until the run has ended and everything was read.
 
         Args:
-            poll: seconds between two looks while nothing arrives.
+            poll: seconds between two looks when something has just arrived; up to `CALM` times as long while nothing
+                does. Whether the run has ended is asked that seldom too.
 
         Raises:
             StreamError: the file shrank below the cursor or was replaced, belongs to another run, or has a line that
@@ -105,7 +107,8 @@ class Follower:
         status: RunState = "starting" if self.offset == 0 else "running"
         ended: ExitRecord | None = None
         heard = asked = ticked = time.monotonic()
-        looked, rebooted = float("-inf"), False
+        sought = looked = float("-inf")
+        rebooted = False
         while True:
             began = time.monotonic()
             lines, events = await self._read()
@@ -121,10 +124,12 @@ class Follower:
             if status in ("ended", "lost"):  # And a read after that found nothing more.
                 yield Batch((), (), self.offset, status, ended, silent, None, rebooted)
                 return
-            ended = await self._exit_record()
-            if ended is not None:
-                status = "ended"
-                continue
+            if now - sought >= CALM * poll:
+                sought = now
+                ended = await self._exit_record()
+                if ended is not None:
+                    status = "ended"
+                    continue
             if now - max(heard, asked) >= STATUS_SECONDS:
                 asked = now
                 told = await runs.status(
@@ -140,7 +145,7 @@ class Follower:
             if now - ticked >= TICK_SECONDS:
                 ticked = now
                 yield Batch((), (), self.offset, status, None, silent, self.clocks.at_once())
-            await asyncio.sleep(poll)
+            await asyncio.sleep(min(CALM * poll, max(poll, (now - heard) / CALM)))
 
     async def _read(self) -> tuple[tuple[bytes, ...], tuple[Event, ...]]:
         """The whole lines after the cursor, up to READ_BYTES of them, and their events; moves the cursor."""

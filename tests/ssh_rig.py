@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -177,6 +179,7 @@ UsePAM no
 PidFile none
 Subsystem sftp internal-sftp
 MaxStartups 100
+{_no_penalties()}
 SetEnv SHLVL=1
 """
     )
@@ -190,6 +193,14 @@ SetEnv SHLVL=1
         assert process.poll() is None, (directory / "sshd.log").read_text()
         time.sleep(0.02)
     raise AssertionError("sshd did not answer")
+
+
+@functools.cache
+def _no_penalties() -> str:
+    """From 9.8 on sshd shuts out for a while whose sessions crash, and we kill them."""
+    told = subprocess.run([str(SSHD), "-V"], capture_output=True, text=True, check=False)
+    version = re.search(r"OpenSSH_(\d+)\.(\d+)", told.stderr + told.stdout)
+    return "PerSourcePenalties no" if version and tuple(map(int, version.groups())) >= (9, 8) else ""
 
 
 def _children(pid: int) -> list[int]:

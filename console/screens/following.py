@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from textual import on, work
 from textual.message import Message
+from textual.worker import Worker, WorkerError
 
 from console.run_index import find_smoke
 from console.screens.guarded import GuardedScreen
@@ -15,6 +18,7 @@ from console.view import View
 from console.watch import Sight, Watcher
 from dispatch import runs
 from dispatch.manifest import SUMS
+from dispatch.mirror import LostTail
 from dispatch.places import Place, collect
 from engine.errors import KdError
 from engine.text import clean
@@ -67,6 +71,7 @@ class FollowingScreen(GuardedScreen[None]):
         self.loaded = asyncio.Event()
         """Everything was read that stood there when the screen was opened, or it cannot be read."""
         self._told: frozenset[str] | None = None
+        self._sealing: Worker[None] | None = None
 
     @property
     def going_on(self) -> bool:
@@ -83,24 +88,37 @@ class FollowingScreen(GuardedScreen[None]):
         raise NotImplementedError
 
     @work(exclusive=True, group="stream", exit_on_error=False)
-    async def follow_run(self) -> None:
-        """Follows the run to its end, through every loss of the way to it."""
+    async def follow_run(self, accept_loss: bool = False) -> None:
+        """Follows the run to its end, through every loss of the way to it.
+
+        Args:
+            accept_loss: go on where the host was started anew and lost the end of the stream; it is kept here.
+        """
         try:
-            self.place = self.app.reach.place(self.run_dir, keep=True)
-            watcher = await asyncio.to_thread(Watcher, self.run_dir, self.place)
+            await self._follow(self.app.say if accept_loss else None)
+        except LostTail as error:
+            self.post_message(Trouble(str(error)))
+            if not self.app.readonly and await self.accepts(error):
+                self.follow_run(accept_loss=True)
         except KdError as error:
             self.post_message(Trouble(str(error)))
-            return
+
+    async def _follow(self, loss: Callable[[str], object] | None) -> None:
+        self.place = self.app.reach.place(self.run_dir, keep=True, loss=loss)
         try:
+            watcher = await asyncio.to_thread(Watcher, self.run_dir, self.place)
             async for sight in watcher.sights():
                 if sight.link.status == "ended":
                     await collect(self.place, self.run_dir)
                 self.post_message(SightArrived(sight))
                 await asyncio.sleep(0)
-        except KdError as error:
-            self.post_message(Trouble(str(error)))
         finally:
             self.place.close()
+
+    async def accepts(self, error: LostTail) -> bool:
+        """Asks whether to go on without what the host lost; to be awaited from a worker."""
+        question = f"{self.run_dir.manifest.where} lost the end of this run. Go on without it?"
+        return await self.app.ask(question, f"{error}\n\nWhat is here is kept aside and no longer shown.", "go on")
 
     @on(SightArrived)
     def absorb(self, message: SightArrived) -> None:
@@ -110,7 +128,7 @@ class FollowingScreen(GuardedScreen[None]):
         if before.state.run is None and sight.state.run is not None:
             self.look_up_smoke(sight.state.target_steps or 0)
         if before.link.live and not sight.link.live:
-            self.close_run()
+            self._sealing = self.close_run()
         if sight.caught_up:
             self._tell()
         self.known()
@@ -141,6 +159,13 @@ class FollowingScreen(GuardedScreen[None]):
         found = find_smoke(self.app.evidence, manifest.gate_fingerprint, manifest.where, steps)
         if found is not None:
             self.post_message(Learned(smoke_seconds=found))
+
+    async def on_unmount(self) -> None:
+        """Breaks off what is being asked of the run's host, in order: no process of it is left behind."""
+        if self._sealing is not None:
+            self._sealing.cancel()
+            with contextlib.suppress(WorkerError):
+                await self._sealing.wait()
 
     @work(exclusive=True, group="close", exit_on_error=False)
     async def close_run(self) -> None:

@@ -10,6 +10,7 @@ from textual import work
 from console import launch
 from console.screens.choose import ChooseScreen
 from console.screens.following import FollowingScreen
+from dispatch.mirror import LostTail
 from dispatch.stopping import stop_run
 from engine.errors import KdError
 from engine.text import clean
@@ -40,8 +41,14 @@ class RunControl(FollowingScreen):
         consequences = "It goes on from its newest whole checkpoint, with its own configuration, in the same directory."
         if not await self.app.ask(f"Resume {name}?", consequences, "resume the run"):
             return
+        place = self.app.reach.place(self.run_dir)
         try:
-            await launch.start_again(self.run_dir, (), self.app.reach.place(self.run_dir))
+            try:
+                await launch.start_again(self.run_dir, (), place)
+            except LostTail as error:
+                if not await self.accepts(error):
+                    return
+                await launch.start_again(self.run_dir, (), place, self.app.say)
         except KdError as error:
             self.app.say(f"not resumed: {error}", "error")
             return

@@ -60,6 +60,7 @@ def in_app(
     readonly: bool = False,
     run: Path | None = None,
     settings: Settings | None = None,
+    wait: bool = True,
 ) -> KdConsoleApp:
     """Starts the app, with a run open and read if one is given, and does something there.
 
@@ -70,12 +71,13 @@ def in_app(
         readonly: as the command's option says.
         run: the run that `kdconsole attach` names.
         settings: the user's own; quick redraws by default.
+        wait: until the run is read.
     """
     app = KdConsoleApp(evidence, settings or Settings(fps=30), readonly=readonly, run=run)
 
     async def go() -> None:
         async with app.run_test(size=size) as pilot:
-            if run is not None:
+            if run is not None and wait:
                 await opened(app, pilot)
             await body(app, pilot)
 

@@ -17,10 +17,14 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from textual.pilot import Pilot
 
 from console import headless
+from console.app import KdConsoleApp
 from console.narration import Narrator
 from console.report import Result
+from console.screens.confirm import ConfirmScreen
+from console.screens.run import RunScreen
 from console.view import Link
 from console.watch import Watcher
 from dispatch import follower, runs
@@ -34,6 +38,9 @@ from dispatch.transport import TransportError
 from engine.config import load_config
 from engine.errors import ExitCode, RunError
 from engine.falsifiers import builtin_contract
+from tests.console.app_rig import in_app
+from tests.console.desk_app import shown
+from tests.console.desk_app import until as desk_until
 from tests.console_rig import processes_of, until
 from tests.ssh_rig import MISSING, Rig, running_sshd
 
@@ -288,9 +295,8 @@ def test_what_changes_is_told_once_and_what_is_not_known_is_no_news() -> None:
     ]
 
 
-def test_what_a_reboot_of_the_host_lost_is_refused_until_it_is_accepted(
-    tmp_path: Path, rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def after_a_reboot(tmp_path: Path, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> tuple[Followed, list[str]]:
+    """A run whose host was started anew and has only six of the nine lines that are here."""
     for name, value in rig.environ.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(follower, "STATUS_SECONDS", 0.2)
@@ -303,6 +309,13 @@ def test_what_a_reboot_of_the_host_lost_is_refused_until_it_is_accepted(
     process = {**identify(os.getpid(), run.run_dir.run), "boot_id": "an earlier boot"}
     started = {"event": "started", "supervisor": process, "trainer": process, "session": 1}
     (run.there / "supervisor.jsonl").write_text(json.dumps(started) + "\n")
+    return run, lines
+
+
+def test_what_a_reboot_of_the_host_lost_is_refused_until_it_is_accepted(
+    tmp_path: Path, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, lines = after_a_reboot(tmp_path, rig, monkeypatch)
     narrator = Narrator(Console(file=run.out, width=400))
     lost = f"lost the end of {run.there}/events.jsonl: events 6 to 8 are here only"
     with pytest.raises(RunError, match=lost):
@@ -319,6 +332,27 @@ def test_what_a_reboot_of_the_host_lost_is_refused_until_it_is_accepted(
     assert result.state.phase == "phase-5"
     assert (run.run_dir.path / "events.jsonl").read_text() == "".join(lines[:6])
     assert (run.run_dir.path / "events.jsonl.lost-1").read_text() == "".join(lines)
+
+
+@pytest.mark.parametrize("answer", ["n", "y"])
+def test_the_app_asks_before_it_goes_on_without_what_a_reboot_lost(
+    answer: str, tmp_path: Path, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, lines = after_a_reboot(tmp_path, rig, monkeypatch)
+
+    async def body(app: KdConsoleApp, pilot: Pilot[None]) -> None:
+        await desk_until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "the question")
+        assert "events 6 to 8 are here only" in " ".join(shown(app).split())
+        await pilot.press(answer)
+        await desk_until(pilot, lambda: isinstance(app.screen, RunScreen), "the run")
+        if answer == "y":
+            await desk_until(pilot, lambda: "CRASHED" in shown(app) or "LOST" in shown(app), "how it ended")
+
+    in_app(body, tmp_path / "evidence", run=run.run_dir.path, wait=False)
+    kept = run.run_dir.path / "events.jsonl.lost-1"
+    assert kept.exists() == (answer == "y")
+    whole = (kept if answer == "y" else run.run_dir.path / "events.jsonl").read_text()
+    assert whole == "".join(lines)
 
 
 def test_while_the_host_is_away_the_run_is_unknown_and_its_clocks_stand_still(tmp_path: Path, rig: Rig) -> None:
