@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -209,7 +210,7 @@ class _Place:
 
     def field(self, raw: Mapping[str, object], kind: type[msgspec.Struct], name: str) -> None:
         """Holds one key against the field of its name."""
-        info = next(f for f in msgspec.structs.fields(kind) if f.encode_name == name)
+        info = next(f for f in _fields(kind) if f.encode_name == name)
         wanted = expected(ms.type_info(info.type))
         if name not in raw:
             if info.required:
@@ -270,3 +271,9 @@ def _check_limit(threshold: Threshold, place: _Place) -> None:
     fits = values and all(math.isfinite(value) for value in values.values())
     if not fits or (isinstance(limit, dict) and not set(limit) <= set(PRECISIONS)):
         raise place.wrong(show(limit), "a finite number, or a mapping of fp32 and bf16 to finite numbers", given[0])
+
+
+@cache
+def _fields(kind: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    # Looking at a type takes longer than reading the contract.
+    return msgspec.structs.fields(kind)

@@ -20,6 +20,7 @@ from engine.stream import CheckpointFailed, End, Event, Log, Phase, Run, Verdict
 from tests.console.run_dirs import append, ending, live_run, make_run, train_step
 from tests.console.terminal_rig import Terminal
 from tests.console_rig import Desk, processes_of, until
+from tests.nursery import Nursery
 from tests.streams import end_event, smoke_events, stamped, with_verdicts
 
 Start = Callable[..., Terminal]
@@ -42,8 +43,8 @@ SMALL = {
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk(tmp_path)
+def desk(tmp_path: Path, nursery: Nursery) -> Iterator[Desk]:
+    desk = Desk(tmp_path, nursery)
     try:
         yield desk
     finally:
@@ -51,12 +52,13 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 
 @pytest.fixture
-def start(desk: Desk) -> Iterator[Start]:
+def start(desk: Desk, nursery: Nursery) -> Iterator[Start]:
     """Starts `kdconsole` on a terminal of its own."""
     terminals: list[Terminal] = []
 
     def start(*arguments: str, size: tuple[int, int] = (120, 40), **variables: str) -> Terminal:
-        variables = {"KDCONSOLE_EVIDENCE": str(desk.evidence), **variables}
+        given = {"KDCONSOLE_EVIDENCE": str(desk.evidence), "PYTHONPATH": nursery.python_path}
+        variables = {**given, **variables}
         terminals.append(Terminal(arguments, cwd=desk.cwd, home=desk.home, size=size, variables=variables))
         return terminals[-1]
 

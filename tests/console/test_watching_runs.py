@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -342,7 +343,7 @@ def test_the_app_asks_before_it_goes_on_without_what_a_reboot_lost(
 
     async def body(app: KdConsoleApp, pilot: Pilot[None]) -> None:
         await desk_until(pilot, lambda: isinstance(app.screen, ConfirmScreen), "the question")
-        assert "events 6 to 8 are here only" in " ".join(shown(app).split())
+        assert "events 6 to 8 are here only" in " ".join(re.sub("[│╭╮╰╯─]", " ", shown(app)).split())
         await pilot.press(answer)
         await desk_until(pilot, lambda: isinstance(app.screen, RunScreen), "the run")
         if answer == "y":
@@ -361,14 +362,15 @@ def test_while_the_host_is_away_the_run_is_unknown_and_its_clocks_stand_still(tm
         async with Reach(rig.environ) as reach:
             run = remote(tmp_path, "train", reach)
             await run.launch()
-            away = False
+            away = back = False
             async for sight in Watcher(run.run_dir, run.place).sights():
                 links.append(sight.link)
                 told = sight.link.liveness
                 if not away and told is not None and sight.caught_up:
                     rig.end()
                     away = True
-                elif sum(bool(each.problem) for each in links) == 3:
+                elif not back and sum(bool(each.problem) for each in links) == 3:
+                    back = True
                     rig.restart()
                     (run.there / "go").touch()
             run.place.close()

@@ -171,7 +171,7 @@ def test_a_random_schedule_keeps_every_promise(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         async with far_host(tmp_path / "host") as host:
-            await episode(host, report, 10, random.Random(4))
+            await episode(host, report, 10, random.Random(8))
 
     asyncio.run(scenario())
     assert report.ok, report.problems
