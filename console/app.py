@@ -79,6 +79,11 @@ class KdConsoleApp(App[str]):
         elif self._first_run is not None:
             self.open_run(self._first_run, self._resume)
 
+    async def on_unmount(self) -> None:
+        """Ends the connections to hosts in order; what runs there goes on."""
+        if "reach" in vars(self):
+            await self.reach.close()
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """See Textual. What changes something is not offered under --readonly."""
         return False if self.readonly and action in CHANGING else super().check_action(action, parameters)

@@ -30,7 +30,7 @@ def conclude(
         interrupted: we asked it to stop.
         rebooted: its host was started anew since.
     """
-    end = state.end
+    end = state.end if record is None or record.wrote else None
     if record is not None and record.stall is not None and (end is None or end.status != "COMPLETED"):
         return Conclusion("TIMEOUT", f"{record.describe()}, in phase {record.stall.phase}", ExitCode.TIMEOUT)
     if end is None:
@@ -41,7 +41,12 @@ def conclude(
         stopped = record is not None and (
             record.exit_code == ExitCode.INTERRUPTED or (interrupted and record.signal is not None)
         )
-        reason = f"{how}, without an end event in phase {state.phase}; see launch.log"
+        when = (
+            f"without an end event in phase {state.phase}"
+            if record is None or record.wrote
+            else "before its first event"
+        )
+        reason = f"{how}, {when}; see launch.log"
         if stopped:
             return Conclusion("STOPPED", reason, ExitCode.INTERRUPTED)
         return Conclusion("CRASHED", reason, ExitCode.UNDECIDED)

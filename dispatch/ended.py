@@ -139,14 +139,14 @@ def outcome_of(told: Told, record: ExitRecord | None) -> Outcome:
     """How a run ended: the word of its stream where there is one, else what became of its process."""
     code = None if record is None else record.exit_code
     signal = None if record is None else record.signal
-    if told.end is not None:
-        end = told.end
+    end = told.end if record is None or record.wrote else None
+    if end is not None:
         known = code if record is not None else end.exit_code
         return Outcome(status=end.status, reason=end.reason, exit_code=known, signal=signal, steps=end.steps)
     if record is None:
         return Outcome(status="LOST", reason="its end was not recorded", steps=told.step)
     status = "STOPPED" if code == ExitCode.INTERRUPTED else "CRASHED"
-    reason = f"{record.describe()}, without an end event"
+    reason = f"{record.describe()}, " + ("without an end event" if record.wrote else "before its first event")
     return Outcome(status=status, reason=reason, exit_code=code, signal=signal, steps=told.step)
 
 

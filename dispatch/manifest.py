@@ -84,6 +84,8 @@ class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):
     ended: float
     seconds: float
     stall: EndedStall | None = None
+    wrote: bool = True
+    """It wrote to the stream; else an `end` that stands there is that of an earlier attempt."""
     orphans: tuple[Orphan, ...] = ()
     user_seconds: float | None = None
     system_seconds: float | None = None

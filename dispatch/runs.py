@@ -265,7 +265,8 @@ async def stop(
 ) -> Stop:
     """Asks the trainer to stop and waits for the end.
 
-    Each call sends SIGTERM once; a second one tells the engine to stop at once, without a checkpoint.
+    A trainer that was asked before is only waited for, so this may be repeated; without a grace it is told to stop at
+    once, without a checkpoint.
 
     Args:
         transport: reaches the host.

@@ -70,7 +70,7 @@ async def seal(run_dir: RunDir, place: Place, say: Say = lambda text: None) -> S
 
     Args:
         run_dir: of a run that has ended, or was lost.
-        place: where it is.
+        place: where it is; lets go of its copy of the stream.
         say: told what takes long.
 
     Raises:
@@ -78,6 +78,7 @@ async def seal(run_dir: RunDir, place: Place, say: Say = lambda text: None) -> S
         TransportError: its host cannot be reached; it is not sealed then, and the next attach does it.
     """
     if not (run_dir.path / SUMS).exists():
+        place.close()  # else who seals it now would wait for the copy of the stream, and we for who seals it
         async with _alone(run_dir.path):
             if not (run_dir.path / SUMS).exists():  # nobody else made them while we waited
                 await catch_up(place, run_dir)

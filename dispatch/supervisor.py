@@ -113,12 +113,16 @@ class Process(NamedTuple):
 
 
 class Start(NamedTuple):
-    """The last start on record; all of it empty when there is none. `gpu`: UUID of the one that the run was given."""
+    """The last start on record; all of it empty when there is none.
+
+    `gpu`: UUID of the one that the run was given; `asked`: it was asked to stop since.
+    """
 
     supervisor: Identity | None = None
     trainer: Identity | None = None
     session: int = 0
     gpu: str | None = None
+    asked: bool = False
 
 
 class Order(NamedTuple):
@@ -378,6 +382,8 @@ def read_start(run_dir: Path) -> Start:
                 _number(path, entry.get("session", 0), 0, 1 << 31),
                 str(entry["gpu"]) if entry.get("gpu") else None,
             )
+        elif isinstance(entry, dict) and entry.get("event") == "signal" and entry.get("by") == "stop":
+            found = found._replace(asked=True)
     return found
 
 
@@ -732,18 +738,20 @@ def _supervise(order: Order, sender: int, session: int) -> None:
         os.set_inheritable(lock, True)
     # An ignored SIGHUP is inherited on purpose; the rest starts from the defaults whatever the caller had.
     defaults = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
+    written = _size(run_dir / "events.jsonl")
     try:
         pid = os.posix_spawnp(
             order.command[0], order.command, order.environment, setpgroup=0, setsigmask=(), setsigdef=defaults
         )
     except OSError as error:
         problem = f"cannot start {order.command[0]}: {error.strerror}"
-        _end(run_dir, {"run": run_id, "exit_code": None, "signal": None, "error": problem}, started, 0.0)
+        failed = {"run": run_id, "exit_code": None, "signal": None, "error": problem, "wrote": False}
+        _end(run_dir, failed, started, 0.0)
         _report(sender, {"error": problem})
         return
     child = _Child(pid)
     trainer = identify(pid, run_id)
-    watch = Watch(order, trainer)
+    watch = Watch(order, trainer, written)
     try:
         note(run_dir, "started", **recorded, trainer=trainer)
     except OSError:
@@ -768,6 +776,7 @@ def _supervise(order: Order, sender: int, session: int) -> None:
         "exit_code": code if code >= 0 else None,
         "signal": -code if code < 0 else None,
         "stall": watch.ended,
+        "wrote": _size(run_dir / "events.jsonl") > written,
         "orphans": orphans,
         "user_seconds": usage.ru_utime,
         "system_seconds": usage.ru_stime,
@@ -780,10 +789,11 @@ class Watch:
     """Whether the trainer makes progress, by the lines that it appends to its stream.
 
     The clock counts only what was watched: neither a clock that is set nor a machine or a supervisor that slept makes a
-    stall. `ended`: the stall for which the trainer was asked to end; None while it was not.
+    stall. `ended`: the stall for which the trainer was asked to end; None while it was not. `written`: so many bytes of
+    the stream are those of earlier attempts.
     """
 
-    def __init__(self, order: Order, trainer: Identity) -> None:
+    def __init__(self, order: Order, trainer: Identity, written: int) -> None:
         self.ended: dict[str, object] | None = None
         self._order, self._trainer = order, trainer
         self._phase = "start"
@@ -792,9 +802,7 @@ class Watch:
         self._waited, self._looked, self._due, self._beats = 0.0, time.monotonic(), 0.0, 0
         self._stall: dict[str, object] | None = None
         self._kill_at = math.inf
-        stream = order.run_dir / "events.jsonl"
-        # What stands there already an earlier attempt wrote.
-        self._offset = stream.stat().st_size if stream.exists() else 0
+        self._offset = written
 
     def look(self) -> None:
         """Reads what is new, judges it, and says that we live."""
@@ -884,6 +892,13 @@ class Watch:
             os.pwrite(descriptor, line.ljust(_HEARTBEAT_BYTES - 1) + b"\n", 0)
         finally:
             os.close(descriptor)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _drain(wake: int) -> bytes:
@@ -987,6 +1002,9 @@ def _end(run_dir: Path, record: Mapping[str, object], started: float, seconds: f
 def stop(run_dir: Path, grace: float, kill: bool) -> dict[str, object]:
     """SIGTERM to the trainer's leader, then waits for the end; with `kill` SIGKILL to its group after the grace.
 
+    The trainer takes a second SIGTERM for "at once, without a checkpoint". So one that was asked before is only waited
+    for: whoever lost the connection may ask again. Without a grace it gets the second one.
+
     Returns:
         The status, with `result` stopped, already_ended or still_running, and `killed`; of a run that had a GPU also
         `gpu`, `gpu_free` (None: nobody can tell) and, in words, `gpu_problem`.
@@ -1000,12 +1018,12 @@ def stop(run_dir: Path, grace: float, kill: bool) -> dict[str, object]:
             raise Refused(f"{run_dir}: is still being started")
         time.sleep(0.02)
         now = status(run_dir)
-    _, trainer, session, gpu = read_start(run_dir)
+    _, trainer, session, gpu, asked = read_start(run_dir)
     if now["state"] != "running":
         return {**now, "result": "already_ended", "killed": False, **_gpu_after(now, gpu, trainer, [])}
     assert trainer is not None
     processes = _group(trainer, session)
-    if alive(trainer):
+    if alive(trainer) and not (asked and grace):
         _try_note(run_dir, "signal", signal=int(signal.SIGTERM), by="stop")
         send_signal(trainer, signal.SIGTERM)
     now = _await_end(run_dir, deadline)

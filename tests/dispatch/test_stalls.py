@@ -157,7 +157,9 @@ def test_steps_that_take_long_may_take_long_but_the_first_tells_nothing_of_the_o
 def watching(directory: Path, **rules: float) -> tuple[supervisor.Watch, Path]:
     """A watch over a stream that this test writes; the process is this one, which nothing is sent to."""
     order = supervisor.Order(directory, "r", [], {}, (), None, rules.get("stall_seconds", 600.0), None)
-    return supervisor.Watch(order, supervisor.identify(os.getpid(), "r")), directory / "events.jsonl"
+    stream = directory / "events.jsonl"
+    written = stream.stat().st_size if stream.exists() else 0
+    return supervisor.Watch(order, supervisor.identify(os.getpid(), "r"), written), stream
 
 
 def line(event: str, **fields: object) -> bytes:

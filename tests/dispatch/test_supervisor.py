@@ -248,6 +248,25 @@ def test_a_trainer_deaf_to_sigterm_is_still_running_until_it_is_killed_with_its_
     assert second["exit"]["orphans"] == [], "the group was killed as a whole"
 
 
+def test_a_stop_that_is_asked_again_sends_no_second_signal_unless_it_is_to_be_at_once(run: Run) -> None:
+    run.start("import signal\nsignal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n" + WAIT)
+    run.said("ready")
+    for _ in range(3):  # as after a lost connection
+        assert run.stop("--grace", "0.2")["result"] == "still_running"
+    assert run.log().split() == ["ready", "asked"]
+    run.stop("--grace", "0")
+    (run.path / "go").touch()
+    run.exit()
+    assert run.log().split() == ["ready", "asked", "asked"]
+
+
+@pytest.mark.parametrize(("first", "wrote"), [("", False), ("open('events.jsonl', 'a').write('x')\n", True)])
+def test_the_exit_record_says_whether_the_attempt_wrote_to_the_stream(run: Run, first: str, wrote: bool) -> None:
+    (run.path / "events.jsonl").write_text("of an earlier attempt\n")
+    run.start(first)
+    assert run.exit()["wrote"] is wrote
+
+
 def test_the_supervisor_passes_sigterm_on_once_and_ignores_sighup(run: Run) -> None:
     answer = run.start("import signal\nsignal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n" + WAIT)
     run.said("ready")

@@ -325,3 +325,24 @@ def test_an_eye_that_sees_nothing_says_so(tmp_path: Path) -> None:
                 await eye.close()
 
     asyncio.run(scenario())
+
+
+def test_an_attempt_that_dies_before_its_first_event_is_not_called_what_the_one_before_was(tmp_path: Path) -> None:
+    async def scenario() -> str:
+        async with far_host(tmp_path / "host", disks=False) as host:
+            scene = await opened(host, random.Random(0), 500.0)
+            scene.run.order("finish")
+            await settle(scene)
+            place = replace(scene.run.place(scene.control), command=("/bin/false",))
+            await place.launch(gpu=False, again=True)
+            for name in ("exit.json", "SHA256SUMS"):
+                (scene.run.here / name).unlink(missing_ok=True)
+            eye = Eye(scene.run, keep=False)
+            scene.run.expected = "kill"
+            concluded = await eye.end()
+            await eye.close()
+            await gone(scene)
+            assert "exit code 1, before its first event" in concluded.reason
+            return f"{concluded.status} {int(concluded.exit_code)}"
+
+    assert asyncio.run(scenario()) == "CRASHED 5"
