@@ -190,9 +190,14 @@ def _progress(path: str) -> tuple[int, int | None, float | None]:
         event = _json(line)
         if last is None and isinstance(event.get("t"), int | float):
             last = event["t"]
-        if isinstance(event.get("step"), int):
-            step = event["step"]
+        told = event.get("step")
+        if not isinstance(told, int):
+            continue
+        if event.get("event") == "step":
+            step = told
             break
+        # A checkpoint is told of when later steps are made, and an attempt's heartbeats begin at 0.
+        step = max(step or 0, told)
     return max(0, size - len(torn)), step, last
 
 

@@ -46,7 +46,9 @@ class Stopped:
         """One line: `CANCELLED: exit code 130; the GPU is free; 120 steps saved in checkpoints/ckpt-step-000120`."""
         if self.step is None or self.mode != "train" or self.stop.result == "still_running":
             return self.stop.describe()
-        if self.checkpoint is None:
+        if self.checkpoint is None and self.step == 0:
+            saved = "no step was made"
+        elif self.checkpoint is None:
             saved = f"none of its {self.step:,} steps is saved in a checkpoint"
         else:
             of = "" if self.checkpoint.step == self.step else f" of {self.step:,}"
