@@ -14,6 +14,7 @@ from dispatch.remote import plan_host
 from engine.errors import KdError
 from engine.text import clean
 
+_FIRST: tuple[Outcome, ...] = ("FAIL", "UNKNOWN", "PENDING", "PASS")
 _OUTCOMES: dict[str, Outcome] = {"PASS": "PASS", "FAIL": "FAIL"}
 
 
@@ -39,6 +40,7 @@ async def look_there(reach: Reach, prepared: Prepared, evidence: Path) -> Prepar
             checks.append(gate_check(found))
     except KdError as error:
         checks.append(Check(host, "FAIL", clean(str(error), 2000)))
+    checks.sort(key=lambda check: _FIRST.index(check.outcome))  # what is wrong is seen without scrolling
     return replace(prepared, checks=tuple(checks), gate=found, complete=True)
 
 

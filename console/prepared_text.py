@@ -27,7 +27,7 @@ def prepared_text(prepared: Prepared | None, width: int) -> Content:
     room = prepared.room
     if room is not None:
         lines += [Content(""), _title("Memory and disk"), *_totals(room, width)]
-    elif prepared.config is not None:
+    elif prepared.config is not None and prepared.draft.host is None:  # of a host the checks say it
         later = _marked(verdict_mark("PENDING"), "estimated once the models can be read", width)
         lines += [Content(""), _title("Memory and disk"), *later]
     if prepared.values:

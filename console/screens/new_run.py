@@ -280,7 +280,8 @@ class NewRunScreen(GuardedScreen[None]):
         if prepared.gate_closed:
             return "⚠", "$warning", "no passed smoke; start asks for a reason"
         good = verdict_mark("PASS")
-        return good.glyph, good.style, f"ready: {what(prepared)}"
+        where = f", on {prepared.draft.host}" if prepared.draft.host else ""
+        return good.glyph, good.style, f"ready: {what(prepared)}{where}"
 
     # The start
 

@@ -77,6 +77,10 @@ async def _start(app: KdConsoleApp, pilot: Pilot[Any]) -> RunScreen:
     assert new._prepared is not None
     assert (new._prepared.refusals, new._prepared.shortages) == ((), ())
     assert "to be sent" in " ".join(check.text for check in new._prepared.checks)
+    outcomes = [check.outcome for check in new._prepared.checks]
+    assert outcomes == sorted(outcomes, key=("FAIL", "UNKNOWN", "PENDING", "PASS").index)
+    assert ", on gx10" in shown(app)
+    assert "estimated once the models can be read" not in shown(app)
     await pilot.press("enter")
     return await opened(app, pilot)
 
