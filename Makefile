@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CONSTRAINTS := --constraint constraints.txt
 
-.PHONY: smoke test soak check lint types contracts bench clean
+FUZZ_MINUTES ?= 60
+
+.PHONY: smoke test soak incidents check lint types contracts bench clean
 
 smoke: $(VENV)/installed
 	$(BIN)/kdconsole --headless smoke
@@ -16,6 +18,10 @@ test: $(VENV)/installed-test
 soak: $(VENV)/installed-test
 	$(BIN)/python tests/faults/harness.py --kills 200 --command-kills 20
 	$(BIN)/python tests/faults/dispatch_soak.py --kills 200 --faults 1000
+	$(BIN)/python tests/faults/fuzz_readers.py --minutes $(FUZZ_MINUTES)
+
+incidents: $(VENV)/installed-test
+	$(BIN)/python tests/incidents/gallery.py
 
 check: lint types contracts
 
@@ -36,6 +42,7 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python bench/wait_policy.py
 	$(BIN)/python bench/console.py
 	$(BIN)/python bench/dispatch.py
+	$(BIN)/python bench/evidence.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -19,10 +19,12 @@ from dispatch import runs
 from dispatch.manifest import Remote
 from dispatch.places import Place, Reach
 from dispatch.supervisor import read_regular, write_atomic
+from engine.cautions import needs_two_models, one_model
 from engine.config import RunConfig, load_config
 from engine.errors import ConfigError, DataError, ExitCode, RunError
 from engine.falsifiers import builtin_contract, parse_contract
-from engine.formats import inspect_model_dir, resolve_builtin
+from engine.formats import ModelFiles, inspect_model_dir, resolve_builtin, same_files
+from engine.measures import require_measured
 from engine.schema import ON_HOST
 from engine.text import clean
 from engine.vocabulary import check_vocabulary
@@ -71,10 +73,10 @@ def check(config: RunConfig, host: str | None = None) -> str:
         host: where it is to run; None is this machine.
 
     Raises:
-        ConfigError, ModelError, DataError: what is wrong, in one message.
+        ConfigError, ModelError, DataError, RunError: what is wrong, in one message.
     """
     text = contract_text(config)
-    parse_contract(text, config.contract.path)
+    require_measured(parse_contract(text, config.contract.path), config, config.contract.path)
     wanted, given, tokenizer = config.student, config.teacher, config.data.tokenizer
     paths = [wanted.source, *([given.path] if given else []), *config.data.paths, *([tokenizer] if tokenizer else [])]
     for path in paths:
@@ -89,6 +91,7 @@ def check(config: RunConfig, host: str | None = None) -> str:
         teacher = inspect_model_dir(resolve_builtin(given.path), "teacher")
     if student is not None and teacher is not None:
         check_vocabulary(teacher.vocab_size, student.vocab_size, teacher.tokenizer_dir, student.tokenizer_dir)
+    _check_two_models(config, teacher, student)
     _check_corpus([path for path in config.data.paths if not ON_HOST.match(path)])
     if tokenizer is None or tokenizer == "builtin" or ON_HOST.match(tokenizer):
         return text
@@ -98,6 +101,16 @@ def check(config: RunConfig, host: str | None = None) -> str:
             f"data.tokenizer: {shown} has no tokenizer.json", expected="a directory that has one, or builtin"
         )
     return text
+
+
+def _check_two_models(config: RunConfig, teacher: ModelFiles | None, student: ModelFiles | None) -> None:
+    """Refuses a long run whose teacher is its student by the files; the engine looks at the weights themselves."""
+    wanted, given = config.student, config.teacher
+    if given is None or not needs_two_models(config) or wanted.starts_random or wanted.layers is not None:
+        return
+    there = student is None and teacher is None and wanted.source == given.path
+    if there or (student is not None and teacher is not None and same_files(teacher, student)):
+        raise one_model(config)
 
 
 def _check_corpus(paths: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from engine.config import ConfigProblems, Data, RunConfig, Student, Teacher, loa
 from engine.errors import ConfigError, KdError
 from engine.falsifiers import parse_contract
 from engine.formats import ModelFiles, Role, inspect_model_dir, resolve_builtin
+from engine.measures import require_measured
 from engine.schema import ON_HOST
 from engine.text import clean
 from engine.vocabulary import check_vocabulary
@@ -196,7 +197,9 @@ def _checks(config: RunConfig, host: str | None) -> list[Check]:
 
     def contract() -> str:
         path = config.contract.path
-        return f"{clean(path, 200)}, {len(parse_contract(contract_text(config), path).falsifiers)} falsifiers"
+        parsed = parse_contract(contract_text(config), path)
+        require_measured(parsed, config, path)
+        return f"{clean(path, 200)}, {len(parsed.falsifiers)} falsifiers"
 
     def student() -> str:
         if host is not None and ON_HOST.match(source):

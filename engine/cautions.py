@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.config import RunConfig
+from engine.errors import RunError
 
 LONG_RUN_STEPS = 5_000
 """From this many steps on a run is a long one: what it loses is hours."""
@@ -15,3 +16,17 @@ def cautions(config: RunConfig) -> list[str]:
         return []
     lost = "what came after the best one so far" if 0 < evaluate < steps else "all of them"
     return [f"{steps:,} steps without a periodic checkpoint: a crash loses {lost}; set checkpoint.every_steps"]
+
+
+def needs_two_models(config: RunConfig) -> bool:
+    """Whether a run is too long for a teacher that is its own student, whatever its contract says of it."""
+    return config.mode == "train" and config.teacher is not None and config.steps_asked >= LONG_RUN_STEPS
+
+
+def one_model(config: RunConfig) -> RunError:
+    """The refusal of a long run whose teacher and student have the same weights."""
+    return RunError(
+        f"teacher and student have the same weights, and {config.steps_asked:,} steps were asked for",
+        expected="two different models",
+        do="check teacher.path and student.path",
+    )

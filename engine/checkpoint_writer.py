@@ -236,9 +236,11 @@ class Checkpoints:
     def _fail(self, job: _Job, error: Exception) -> None:
         self.last_error = _reason(error)
         self._emit(CheckpointFailed(step=job.state.step, kind=job.kind, error=self.last_error, seconds=job.seconds))
-        with contextlib.suppress(CheckpointError):
+        try:
             kept = self._newest(job.state.step)
-            self._log(f"checkpoint of step {job.state.step} not saved: {self.last_error}; {kept}", "error")
+        except CheckpointError:  # the directory cannot be read either
+            kept = "whether there is one cannot be told"
+        self._log(f"checkpoint of step {job.state.step} not saved: {self.last_error}; {kept}", "error")
 
     def _newest(self, step: int) -> str:
         good = next(iter(self._manifests(step)), None)

@@ -27,7 +27,7 @@ METRICS = tuple(
     for name in kind.__struct_fields__
     if name not in HEADER_FIELDS
 )
-"""What a falsifier can look at apart from `measure.<name>`, whose names are free."""
+"""What a falsifier can look at apart from `measure.<name>`; of those `engine.measures` knows what a run brings."""
 
 _HELP = "see docs/falsifiers.md for kinds and keys"
 
@@ -241,7 +241,7 @@ def _falsifier(entry: object, place: _Place) -> Kind:
     for name in kind.__struct_fields__:
         place.field(raw, kind, name)
     falsifier: Kind = msgspec.convert(raw, kind)
-    for metric in _metrics_of(falsifier):
+    for metric in metrics_of(falsifier):
         if metric not in METRICS and not metric.startswith("measure."):
             section, _, leaf = metric.partition(".")
             near = nearest(leaf, section, METRICS, {})
@@ -254,7 +254,8 @@ def _falsifier(entry: object, place: _Place) -> Kind:
     return falsifier
 
 
-def _metrics_of(falsifier: Kind) -> list[str]:
+def metrics_of(falsifier: Kind) -> list[str]:
+    """The metrics that a falsifier looks at."""
     if isinstance(falsifier, Present):
         return falsifier.metrics
     if isinstance(falsifier, AllAtMost):

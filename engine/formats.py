@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from filecmp import cmp
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +42,7 @@ __all__ = [
     "read_safetensors_header",
     "require_safetensors",
     "resolve_builtin",
+    "same_files",
 ]
 
 Role = Literal["teacher", "student"]
@@ -111,6 +113,25 @@ def inspect_model_dir(path: Path, role: Role, need_weights: bool = True) -> Mode
         return _inspect(path, role, need_weights)
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def same_files(one: ModelFiles, other: ModelFiles) -> bool:
+    """Whether two models' weight files hold the same bytes, under whatever names; unequal ones differ early.
+
+    The same weights can also stand in other files, in shards or another precision: only a loaded model tells that.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    if not one.weights or len(one.weights) != len(other.weights):
+        return False
+    try:
+        return all(
+            first.samefile(second) or (first.stat().st_size == second.stat().st_size and cmp(first, second, False))
+            for first, second in zip(one.weights, other.weights, strict=True)
+        )
+    except OSError as error:
+        raise unreadable(one.directory, error) from error
 
 
 def _inspect(path: Path, role: Role, need_weights: bool) -> ModelFiles:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 
-from engine.cautions import LONG_RUN_STEPS
+from engine.cautions import needs_two_models, one_model
 from engine.config import RunConfig
 from engine.data import Corpus, load_corpus
 from engine.device import Placement
-from engine.errors import RunError
 from engine.formats import resolve_builtin
 from engine.models import CausalLM, align_vocabulary, load_student, load_teacher, weights_distance
 from engine.recorder import Recorder
@@ -102,12 +101,7 @@ def _compare(
         recorder.emit(Measure(name="teacher_logit_error", value=error))
         distance = weights_distance(teacher, student)
         recorder.emit(Measure(name="teacher_student_distance", value=distance, detail="relative, over all weights"))
-        # Whatever the contract says of it.
-        if distance == 0 and config.mode == "train" and config.steps_asked >= LONG_RUN_STEPS:
-            raise RunError(
-                f"teacher and student have the same weights, and {config.steps_asked:,} steps were asked for",
-                expected="two different models",
-                do="check teacher.path and student.path",
-            )
+        if distance == 0 and needs_two_models(config):
+            raise one_model(config)
     error = forward_error(student, probe, placement.autocast)
     recorder.emit(Measure(name="student_logit_error", value=error))

@@ -21,7 +21,7 @@ from dispatch.manifest import EXIT, Remote, read_manifest, write_manifest
 from dispatch.places import Reach
 from dispatch.sums import files_of, write_sums
 from engine.config import RunConfig, load_config
-from engine.errors import ConfigError
+from engine.errors import ConfigError, RunError
 from tests.console.run_dirs import make_run
 from tests.console_rig import ROOT, Desk
 from tests.streams import smoke_events, with_verdicts
@@ -70,6 +70,34 @@ def clock(path: Path, *, ended: float | None = None, made: float | None = None) 
 
 def look(evidence: Path, *sets: str, host: str | None = None, facts: HostFacts | None = None) -> gate.Gate:
     return gate.look(training(*sets), evidence, host, facts=facts, now=NOW)
+
+
+ONE_MODEL = "teacher and student have the same weights, and 5,000 steps were asked for"
+
+
+@pytest.mark.parametrize("path", ["builtin:teacher", "gx10:/models/qwen"])
+def test_a_long_training_of_a_model_on_itself_is_refused_before_any_smoke_counts(path: str) -> None:
+    same = (f"teacher={path}", f"student={path}", "train.steps=5000", "data.tokenizer=builtin")
+    with pytest.raises(RunError, match=ONE_MODEL):
+        launch.check(training(*same), "gx10")
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("train.steps=4999",),
+        ("train.max_steps=4999",),
+        ("student.init=random",),
+        ("mode=smoke",),
+        ("student={from: 'gx10:/models/qwen', layers: [0]}",),
+        ("student=gx10:/models/small",),
+    ],
+)
+def test_what_may_well_be_two_models_is_left_to_the_engine(sets: tuple[str, ...]) -> None:
+    path = "gx10:/models/qwen"
+    given = (f"teacher={path}", f"student={{path: '{path}'}}", "train.steps=5000", "data.tokenizer=builtin", *sets)
+    mode = {} if "mode=smoke" in sets else {"mode": "train"}
+    launch.check(load_config(template="builtin", sets=given, overrides=mode), "gx10")
 
 
 def test_a_passed_smoke_of_the_same_configuration_opens_it(tmp_path: Path) -> None:

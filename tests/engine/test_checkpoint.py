@@ -218,6 +218,16 @@ def test_weights_that_training_never_changed_are_not_accepted(rig: Rig) -> None:
     assert rig.names() == {"LATEST", good.name}
 
 
+def test_a_failure_is_told_loudly_although_the_directory_cannot_be_read(rig: Rig) -> None:
+    rig.train(1)
+    (rig.run_dir / "checkpoints").write_text("in their place")
+    assert isinstance(rig.save("periodic"), CheckpointFailed)
+    [(level, told)] = rig.logs
+    assert level == "error"
+    assert told.startswith("checkpoint of step 1 not saved: ")
+    assert told.endswith("; whether there is one cannot be told")
+
+
 def test_a_snapshot_that_is_not_the_model_is_not_accepted(rig: Rig) -> None:
     rig.train(1)
     rig.model.mid.bias = torch.nn.Parameter(torch.zeros(1))  # copying would broadcast it without a word

@@ -25,6 +25,7 @@ from engine.formats import (
     inspect_model_dir,
     read_safetensors_header,
     resolve_builtin,
+    same_files,
 )
 from engine.text import clean
 
@@ -340,6 +341,46 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     directory = model_dir(tmp_path / "model")
     (directory / "model.safetensors").chmod(0)
     assert "cannot be read: Permission denied" in message(directory)
+
+
+def weighing(path: Path, *weights: bytes) -> Path:
+    """A model directory with these tensors' bytes, each in a file of its own where there are several."""
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    if len(weights) == 1:
+        (path / "model.safetensors").write_bytes(safetensors(TENSORS, weights[0]))
+        return path
+    for number, data in enumerate(weights):
+        entry = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+        (path / f"part{number}.safetensors").write_bytes(safetensors({f"t{number}": entry}, data))
+    places = {f"t{number}": f"part{number}.safetensors" for number in range(len(weights))}
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return path
+
+
+def test_the_same_weight_files_are_told_from_others(tmp_path: Path) -> None:
+    ones, twos = bytes([1] * 16), bytes([2] * 16)
+    made = {
+        "one": weighing(tmp_path / "one", ones),
+        "copy": weighing(tmp_path / "copy", ones),
+        "other": weighing(tmp_path / "other", ones[:-1] + twos[-1:]),
+        "parts": weighing(tmp_path / "parts", ones, twos),
+        "same parts": weighing(tmp_path / "same parts", ones, twos),
+        "other parts": weighing(tmp_path / "other parts", ones, ones),
+    }
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    made["link"] = tmp_path / "link"
+    found = {name: inspect_model_dir(path, "student") for name, path in made.items()}
+    equal = {("one", "copy"), ("one", "link"), ("copy", "link"), ("parts", "same parts")}
+    for first in found:
+        for second in found:
+            wanted = first == second or bool({(first, second), (second, first)} & equal)
+            assert same_files(found[first], found[second]) == wanted, (first, second)
+
+
+def test_weights_that_were_not_looked_at_are_nobodys(tmp_path: Path) -> None:
+    random = inspect_model_dir(weighing(tmp_path / "one", bytes(16)), "student", need_weights=False)
+    assert not same_files(random, random)
 
 
 def test_builtin_names_resolve_into_the_package_and_others_are_refused() -> None:

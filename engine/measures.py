@@ -1,0 +1,90 @@
+"""What a run brings for its falsifiers to look at: a claim about anything else could never be judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from engine.config import RunConfig
+from engine.contract import Contract, Falsifier, metrics_of
+from engine.errors import ConfigError
+from engine.schema import alternatives, nearest
+from engine.text import clean
+
+ALWAYS = (
+    "ce_gradient_error",
+    "kd_gradient_error",
+    "model_files",
+    "self_gradient",
+    "smallest_kd_growth",
+    "smallest_logit_rise",
+    "steps_per_second",
+    "student_logit_error",
+    "ten_step_loss_ratio",
+)
+WITH_TEACHER = ("teacher_logit_error", "teacher_student_distance")
+OF_A_TRAINING = (
+    "export_load_failures",
+    "export_logit_error",
+    "export_missing_bytes",
+    "export_missing_tensors",
+    "export_non_finite",
+    "export_reload_error",
+    "export_unchanged",
+)
+EVALUATED_WITH_TEACHER = ("eval.agreement", "eval.cosine")
+MEASURES = tuple(f"measure.{name}" for name in sorted((*ALWAYS, *WITH_TEACHER, *OF_A_TRAINING)))
+"""Every measure that the engine ever emits."""
+
+
+def measures_of(config: RunConfig) -> frozenset[str]:
+    """The names of the measures that a whole run of a configuration emits."""
+    return frozenset(
+        (*ALWAYS, *(WITH_TEACHER if config.teacher else ()), *(OF_A_TRAINING if config.mode == "train" else ()))
+    )
+
+
+def require_measured(contract: Contract, config: RunConfig, source: str) -> None:
+    """Refuses a falsifier that looks at what no part of such a run brings, and so could not be judged at its end.
+
+    A contract of a run that was made is not held against this: what brought its metrics may be another version.
+
+    Args:
+        contract: of the run that is to be made.
+        config: of that run.
+        source: how the message calls the contract.
+
+    Raises:
+        ConfigError: the first such falsifier, and why nothing brings its metric.
+    """
+    brought = measures_of(config)
+    has: Mapping[str, bool] = {"teacher": config.teacher is not None, "max_steps": config.max_steps is not None}
+    for falsifier in contract.falsifiers:
+        if not all(has[need] for need in falsifier.needs):
+            continue
+        for metric in metrics_of(falsifier):
+            if why := _unbrought(metric, config, brought):
+                raise _refusal(falsifier, metric, why, source)
+
+
+def _unbrought(metric: str, config: RunConfig, brought: frozenset[str]) -> str:
+    """Why nothing brings a metric; empty where something does."""
+    kind, _, name = metric.partition(".")
+    if kind == "projection":
+        return "" if config.mode == "smoke" else "only a smoke brings it"
+    if metric in EVALUATED_WITH_TEACHER:
+        return "" if config.teacher is not None else "only a run with a teacher brings it"
+    if kind != "measure" or name in brought:
+        return ""
+    if name in OF_A_TRAINING:
+        return "only a training brings it"
+    return "only a run with a teacher brings it" if name in WITH_TEACHER else "nothing brings it"
+
+
+def _refusal(falsifier: Falsifier, metric: str, why: str, source: str) -> ConfigError:
+    near = nearest(metric.partition(".")[2], "measure", MEASURES, {}) if why.startswith("nothing") else []
+    hint = f"; did you mean {alternatives(near)}?" if near else ""
+    return ConfigError(
+        f"{clean(source, 300)}: {falsifier.id}: {metric}: {why}{hint}",
+        expected="a metric that this run has, or the claim could never be judged",
+        do="see docs/falsifiers.md for all of them",
+    )

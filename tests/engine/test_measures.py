@@ -1,0 +1,73 @@
+"""A claim about what no part of a run measures is refused before the run; what is measured is what is said to be.
+
+That the real engine emits exactly these measures is seen in `tests/incidents`, by every good run there.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.config import RunConfig, load_config
+from engine.contract import METRICS, Contract, builtin_contract, metrics_of, parse_contract
+from engine.errors import ConfigError
+from engine.export import LIMITS
+from engine.measures import MEASURES, OF_A_TRAINING, require_measured
+
+ALONE = ("teacher=null", "distill.alpha=1", "data.tokenizer=builtin")
+
+
+def config(mode: str, *sets: str) -> RunConfig:
+    return load_config(template="builtin", sets=sets, overrides={"mode": mode})
+
+
+def contract(metric: str, more: str = "") -> Contract:
+    falsifier = f"{{id: F-MINE-001, claim: good, kind: present, metrics: [step.loss, {metric}]{more}}}"
+    return parse_contract(f"version: 1\nname: mine\nfalsifiers: [{falsifier}]\n", "mine.yaml")
+
+
+@pytest.mark.parametrize("mode", ["smoke", "train"])
+@pytest.mark.parametrize("sets", [(), ALONE], ids=["teacher", "alone"])
+def test_the_contracts_that_ship_ask_for_nothing_else(mode: str, sets: tuple[str, ...]) -> None:
+    require_measured(parse_contract(builtin_contract(mode), mode), config(mode, *sets), mode)
+
+
+def test_each_measure_is_asked_for_by_a_contract_that_ships() -> None:
+    contracts = [parse_contract(builtin_contract(mode), mode) for mode in ("smoke", "train")]
+    asked = {metric for each in contracts for falsifier in each.falsifiers for metric in metrics_of(falsifier)}
+    assert asked - set(METRICS) == set(MEASURES)
+
+
+def test_the_measures_of_an_export_are_those_that_it_is_held_to() -> None:
+    assert set(OF_A_TRAINING) == set(LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("mode", "sets", "metric", "why"),
+    [
+        ("smoke", (), "measure.weather", "nothing brings it"),
+        ("train", (), "measure.model_file", "nothing brings it; did you mean measure.model_files?"),
+        ("smoke", (), "measure.export_missing_bytes", "only a training brings it"),
+        ("train", (), "projection.p50_seconds", "only a smoke brings it"),
+        ("train", ALONE, "measure.teacher_logit_error", "only a run with a teacher brings it"),
+        ("smoke", ALONE, "eval.cosine", "only a run with a teacher brings it"),
+    ],
+)
+def test_what_nothing_brings_is_refused_by_name(mode: str, sets: tuple[str, ...], metric: str, why: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        require_measured(contract(metric), config(mode, *sets), "mine.yaml")
+    assert str(refused.value).startswith(f"mine.yaml: F-MINE-001: {metric}: {why}; expected a metric that this run has")
+
+
+@pytest.mark.parametrize(
+    ("mode", "sets", "metric", "more"),
+    [
+        ("train", (), "measure.export_missing_bytes", ""),
+        ("smoke", (), "projection.p50_seconds", ""),
+        ("smoke", (), "eval.cosine", ""),
+        ("smoke", ALONE, "eval.loss", ""),
+        ("smoke", ALONE, "measure.teacher_logit_error", ", needs: [teacher]"),
+        ("train", (), "measure.weather", ", needs: [max_steps]"),
+    ],
+)
+def test_what_is_brought_or_does_not_apply_is_not(mode: str, sets: tuple[str, ...], metric: str, more: str) -> None:
+    require_measured(contract(metric, more), config(mode, *sets), "mine.yaml")
