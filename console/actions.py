@@ -8,13 +8,14 @@ from typing import Final, Literal
 
 from textual.binding import Binding, BindingType
 
-Where = Literal["app", "home", "run", "compare", "new", "hosts", "help", "confirm", "choose"]
+Where = Literal["app", "home", "run", "review", "compare", "new", "hosts", "help", "confirm", "choose"]
 """A screen, or `app` for everywhere but in the dialogs."""
 
 SCREENS: Final[dict[Where, str]] = {
     "app": "Everywhere",
     "home": "Home",
     "run": "Run",
+    "review": "Review",
     "compare": "Compare",
     "new": "New run",
     "hosts": "Hosts",
@@ -23,6 +24,8 @@ SCREENS: Final[dict[Where, str]] = {
     "choose": "Choice",
 }
 """What each is called on the screen and in the documents."""
+DASHBOARDS: Final[tuple[Where, ...]] = ("run", "review")
+"""The screens of one run: one that is followed, and evidence that is looked at."""
 DIALOGS: Final = frozenset(("help", "confirm", "choose"))
 """They lie over a screen and take every key: the app's actions wait until they are gone."""
 
@@ -48,7 +51,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("help", "question_mark,f1", "help", "Show what every key does here.", ("app",)),
     Action("command_palette", "ctrl+p", "palette", "Find an action by its name.", ("app",), footer=False),
     Action("leave", "q", "leave", "Leave the app; runs go on.", ("app",)),
-    Action("back", "escape", "back", "Go back to where you came from.", ("run", "compare", "new", "hosts")),
+    Action("back", "escape", "back", "Go back to where you came from.", (*DASHBOARDS, "compare", "new", "hosts")),
     Action("toggle_dark", "d", "dark", "Switch between the dark and the light theme.", ("app",), footer=False),
     # Home
     Action("open", "enter", "open", "Open the run under the cursor.", ("home",)),
@@ -57,36 +60,49 @@ ACTIONS: tuple[Action, ...] = (
     Action("compare", "c", "compare", "Lay the marked runs over each other.", ("home",)),
     Action("sort", "s", "sort", "Sort by the next column.", ("home",)),
     Action("reverse", "r", "reverse", "Turn the order round.", ("home",), footer=False),
-    Action("filter", "slash", "filter", "Show only what has this text in it; empty shows all.", ("home", "run")),
+    Action(
+        "filter",
+        "slash",
+        "filter",
+        "Show only what has this text (Home: or model:…, verdict:fail, date:7d); empty shows all.",
+        ("home", *DASHBOARDS),
+    ),
     Action("hosts", "h", "hosts", "See the hosts: trust them, make them ready, check them.", ("home",)),
     Action("refresh", "ctrl+r", "refresh", "Read the directories again.", ("home",), footer=False),
     # Run
     Action("stop", "s", "stop…", "Stop the run, after a question; it commits what it has.", ("run",), True),
-    Action("next_pane", "tab", "panes", "Go to the next pane.", ("run", "compare")),
-    Action("previous_pane", "shift+tab", "previous pane", "Go to the pane before.", ("run", "compare"), footer=False),
-    Action("pane_1", "1", "loss", "Show the loss chart; again: the teacher agreement.", ("run",), footer=False),
-    Action("pane_2", "2", "verdicts", "Show the falsifiers.", ("run",), footer=False),
-    Action("pane_3", "3", "checkpoints", "Show the checkpoint timeline.", ("run",), footer=False),
-    Action("pane_4", "4", "projection", "Show the projection.", ("run",), footer=False),
-    Action("pane_5", "5", "host", "Show the host's vitals.", ("run",), footer=False),
-    Action("pane_6", "6", "log", "Show the log.", ("run",), footer=False),
-    Action("full_screen", "z", "zoom pane", "Give the whole screen to the pane that has the focus.", ("run",)),
-    Action("follow", "f", "follow", "Log and chart: follow what arrives.", ("run",)),
-    Action("page", "p", "page", "Chart: losses, or agreement with the teacher.", ("run",), footer=False),
-    Action("log_y", "l", "log y", "Chart: logarithmic or linear y.", ("run", "compare")),
-    Action("axis", "x", "x axis", "Chart: steps or wall time on x.", ("run", "compare")),
-    Action("smooth_more", "plus,equals_sign", "smoother", "Chart: more smoothing.", ("run", "compare")),
-    Action("smooth_less", "minus", "rougher", "Chart: less smoothing.", ("run", "compare")),
-    Action("zoom_in", "i", "zoom in", "Chart: look closer at the cursor.", ("run", "compare"), footer=False),
-    Action("zoom_out", "o", "zoom out", "Chart: look from further away.", ("run", "compare"), footer=False),
-    Action("reset", "0", "reset", "Chart: everything as it was at first; the present again.", ("run", "compare")),
-    Action("scrub_back", "left_square_bracket", "back in time", "Show the run as it was earlier.", ("run",)),
-    Action("scrub_forward", "right_square_bracket", "forward", "Show the run as it was later.", ("run",)),
-    Action("search", "ctrl+f", "search", "Log: look for a text.", ("run",), footer=False),
-    Action("next_match", "n", "next match", "Log: the next line with the text searched for.", ("run",), footer=False),
-    Action("previous_match", "shift+n,N", "previous match", "Log: the line with it before.", ("run",), footer=False),
-    Action("export", "e", "export", "Write the pane's data or picture to a file.", ("run", "compare"), True),
-    Action("copy", "y", "copy", "Copy what the focused pane shows to the clipboard.", ("run", "compare")),
+    Action("next_pane", "tab", "panes", "Go to the next pane.", (*DASHBOARDS, "compare")),
+    Action(
+        "previous_pane", "shift+tab", "previous pane", "Go to the pane before.", (*DASHBOARDS, "compare"), footer=False
+    ),
+    Action("pane_1", "1", "loss", "Show the loss chart; again: the teacher agreement.", DASHBOARDS, footer=False),
+    Action("pane_2", "2", "verdicts", "Show the falsifiers.", DASHBOARDS, footer=False),
+    Action("pane_3", "3", "checkpoints", "Show the checkpoint timeline.", DASHBOARDS, footer=False),
+    Action("pane_4", "4", "projection", "Show the projection.", DASHBOARDS, footer=False),
+    Action("pane_5", "5", "host", "Show the host's vitals.", DASHBOARDS, footer=False),
+    Action("pane_6", "6", "log", "Show the log.", DASHBOARDS, footer=False),
+    Action("full_screen", "z", "zoom pane", "Give the whole screen to the pane that has the focus.", DASHBOARDS),
+    Action("follow", "f", "follow", "Log and chart: follow what arrives.", DASHBOARDS),
+    Action("page", "p", "page", "Chart: losses, or agreement with the teacher.", DASHBOARDS, footer=False),
+    Action("log_y", "l", "log y", "Chart: logarithmic or linear y.", (*DASHBOARDS, "compare")),
+    Action("axis", "x", "x axis", "Chart: steps or wall time on x.", (*DASHBOARDS, "compare")),
+    Action("smooth_more", "plus,equals_sign", "smoother", "Chart: more smoothing.", (*DASHBOARDS, "compare")),
+    Action("smooth_less", "minus", "rougher", "Chart: less smoothing.", (*DASHBOARDS, "compare")),
+    Action("zoom_in", "i", "zoom in", "Chart: look closer at the cursor.", (*DASHBOARDS, "compare"), footer=False),
+    Action("zoom_out", "o", "zoom out", "Chart: look from further away.", (*DASHBOARDS, "compare"), footer=False),
+    Action("reset", "0", "reset", "Chart: everything as it was at first; the present again.", (*DASHBOARDS, "compare")),
+    Action("scrub_back", "left_square_bracket", "earlier", "Show the run as it was earlier.", DASHBOARDS),
+    Action("scrub_forward", "right_square_bracket", "later", "Show the run as it was later.", DASHBOARDS),
+    Action("search", "ctrl+f", "search", "Log: look for a text.", DASHBOARDS, footer=False),
+    Action("next_match", "n", "next match", "Log: the next line with the text searched for.", DASHBOARDS, footer=False),
+    Action("previous_match", "shift+n,N", "previous match", "Log: the line with it before.", DASHBOARDS, footer=False),
+    Action("export", "e", "export", "Write the pane's data or picture to a file.", (*DASHBOARDS, "compare"), True),
+    Action("copy", "y", "copy", "Copy what the focused pane shows to the clipboard.", (*DASHBOARDS, "compare")),
+    Action("play", "space", "play", "Play the run from the moment shown, or from its beginning; or stop.", DASHBOARDS),
+    Action("slower", "less_than_sign", "slower", "Play slower, down to 1x.", DASHBOARDS),
+    Action("faster", "greater_than_sign", "faster", "Play faster, up to 1,000x.", DASHBOARDS),
+    Action("to_start", "left_curly_bracket", "start", "Show the run at its beginning.", DASHBOARDS, footer=False),
+    Action("to_end", "right_curly_bracket", "end", "Show the latest of the run.", DASHBOARDS, footer=False),
     Action("fetch", "g", "fetch…", "Bring checkpoints and the model here from the run's host.", ("run",), True),
     Action("resume", "r", "resume…", "Go on with a training that was stopped or broke.", ("run",), True, footer=False),
     # New run

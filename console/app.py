@@ -38,6 +38,9 @@ class KdConsoleApp(App[str]):
         run: a run to show at once.
         job: a run to start and show at once.
         resume: with `run`: start another attempt of it; what may differ from its beginning, by name.
+        review: past evidence to look at, in place of the runs of `evidence`; nothing of it is followed or sealed.
+        alone: the one piece of evidence that `review` is; it is shown at once.
+        compare: evidence of any kind to lay over each other at once.
     """
 
     TITLE = "kdconsole"
@@ -55,10 +58,14 @@ class KdConsoleApp(App[str]):
         run: Path | None = None,
         job: Job | None = None,
         resume: Sequence[str] | None = None,
+        review: Sequence[Path] = (),
+        alone: Path | None = None,
+        compare: Sequence[Path] = (),
     ) -> None:
         super().__init__()
         self.evidence, self.settings, self.readonly = tuple(evidence), settings, readonly
         self._first_run, self._first_job, self._resume = run, job, resume
+        self._reviewed, self._first_reviewed, self._compared = tuple(review), alone, tuple(compare)
         for theme in THEMES:
             self.register_theme(theme)
         self.theme = settings.theme
@@ -73,11 +80,15 @@ class KdConsoleApp(App[str]):
 
     def on_mount(self) -> None:
         """Paints the list of runs before anything is read."""
-        self.push_screen(HomeScreen(self.evidence))
+        self.push_screen(HomeScreen(self._reviewed or self.evidence))
         if self._first_job is not None:
             self.start_run(self._first_job)
         elif self._first_run is not None:
             self.open_run(self._first_run, self._resume)
+        elif self._first_reviewed is not None:
+            self.review(self._first_reviewed)
+        elif self._compared:
+            self.compare_runs(self._compared)
 
     async def on_unmount(self) -> None:
         """Ends the connections to hosts in order; what runs there goes on."""
@@ -101,10 +112,16 @@ class KdConsoleApp(App[str]):
     # Ways to screens
 
     def open_run(self, path: Path, resume: Sequence[str] | None = None) -> None:
-        """Shows a run directory; with `resume`, after another attempt was started."""
+        """Shows what a row of the list stands for; with `resume`, after another attempt of that run was started.
+
+        A run of ours is followed, on its host if it stands there; what is not one, or is under review, is only read.
+        """
         from console.screens.run import RunScreen
         from dispatch import runs
 
+        if resume is None and (self._reviewed or _only_read(path)):
+            self.review(path)
+            return
         try:
             run_dir = runs.open_run(path)
         except KdError as error:
@@ -114,6 +131,12 @@ class KdConsoleApp(App[str]):
             self.push_screen(RunScreen(run_dir))
         else:
             self.resume_run(run_dir, resume)
+
+    def review(self, path: Path) -> None:
+        """Shows past evidence of any kind, as it is here."""
+        from console.screens.review import ReviewScreen
+
+        self.push_screen(ReviewScreen(path))
 
     def compare_runs(self, paths: Sequence[Path]) -> None:
         """Lays runs over each other."""
@@ -196,6 +219,25 @@ class KdConsoleApp(App[str]):
         """Asks before something is stopped or removed; to be awaited from a worker. See `ConfirmScreen`."""
         answer: bool = await self.push_screen_wait(ConfirmScreen(question, consequences, yes, typed))
         return answer
+
+
+def _only_read(path: Path) -> bool:
+    """Whether there is evidence that nobody can follow: a log, the predecessor's, a stream without its manifest."""
+    from dispatch import runs
+    from dispatch.evidence import open_evidence
+    from dispatch.manifest import EVENTS
+
+    try:
+        found = open_evidence(path)
+    except KdError:
+        return False
+    if found.logs or found.old is not None:
+        return True
+    try:
+        runs.open_run(path)
+    except KdError:
+        return (path / EVENTS).exists()
+    return False
 
 
 def _left(going: Sequence[str]) -> str:

@@ -16,11 +16,14 @@ from engine.errors import ExitCode, KdError
 COMMANDS = {
     "attach": "console.run_commands:attach_command",
     "clean": "console.clean_command:clean_command",
+    "compare": "console.compare_command:compare_command",
     "config": "console.config_command:config_group",
     "export": "console.run_commands:export_command",
     "fetch": "console.fetch_command:fetch_command",
     "hosts": "console.hosts_command:hosts_group",
     "preflight": "console.preflight_command:preflight_command",
+    "review": "console.review_command:review_command",
+    "report": "console.report_command:report_command",
     "room": "console.room:room_command",
     "runs": "console.run_commands:runs_command",
     "screenshot": "console.screenshot:screenshot_command",
@@ -28,6 +31,7 @@ COMMANDS = {
     "smoke": "console.start_commands:smoke_command",
     "stop": "console.stop_command:stop_command",
     "train": "console.start_commands:train_command",
+    "verify": "console.verify_command:verify_command",
 }
 """Where each command is; its module is imported when it is called for."""
 
@@ -55,7 +59,7 @@ class Commands(click.Group):
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option("--headless", is_flag=True, help="Run without a screen; for smoke, train and attach.")
+@click.option("--headless", is_flag=True, help="Run without a screen: smoke, train, attach, review, compare.")
 @click.option("--readonly", is_flag=True, help="The screen starts, stops and writes nothing.")
 @click.option("--evidence", metavar="DIR", type=click.Path(path_type=Path), help="Whose runs the screen lists.")
 @click.option("--debug", is_flag=True, envvar="KDCONSOLE_DEBUG", help="Show tracebacks.")
@@ -75,7 +79,7 @@ def cli(context: click.Context, headless: bool, readonly: bool, evidence: Path |
     context.obj = {"headless": headless, "readonly": readonly, "debug": debug}
     if context.invoked_subcommand is None:
         if headless:
-            raise click.UsageError("--headless needs a command: smoke, train or attach")
+            raise click.UsageError("--headless needs a command: smoke, train or attach; for past runs review, compare")
         open_screen(context, evidence or Path(os.environ.get("KDCONSOLE_EVIDENCE") or "evidence"))
 
 

@@ -18,6 +18,8 @@ LEAST_STEPS = 10
 SHARE = 50
 """A training loss at some moment is the mean of the last one in so many steps (or tokens) before it, of 10 at least."""
 
+_NONE: Column = np.empty(0)
+
 
 def _loss(value: float | None, at: int | None = None) -> Cell:
     if value is None:
@@ -38,31 +40,53 @@ def losses(runs: Sequence[LoadedRun]) -> Section:
     for name, parts in (("loss", "first last best"), ("ce", "last best"), ("kd", "last")):
         short = "" if name == "loss" else f" {name}"
         for part in parts.split():
-            add(f"train{short}, {part}", (_train(state, name, part) for state in states))
+            add(f"train{short}, {part}", (train_loss(state, name, part) for state in states))
     for name, parts in (("loss", "first last best"), ("ce", "last best"), ("kd", "last")):
         short = "" if name == "loss" else f" {name}"
         for part in parts.split():
-            add(f"held-out{short}, {part}", (_held_out(state, name, part) for state in states))
+            add(f"held-out{short}, {part}", (held_out_loss(state, name, part) for state in states))
     for part in ("first", "last", "best"):
-        add(f"top-1 agreement, {part}", (_agreement(state, part) for state in states))
-    lines += _at_equal_steps(states) + _at_equal_tokens(states)
+        add(f"top-1 agreement, {part}", (agreement(state, part) for state in states))
+    with np.errstate(all="ignore"):
+        lines += _at_equal_steps(states) + _at_equal_tokens(states)
     return Section("losses, nats per token", known(lines), _comparable(runs))
 
 
 def _comparable(runs: Sequence[LoadedRun]) -> str:
     """What makes losses of these runs hard to compare."""
     notes = []
-    weights = {(run.state.run.temperature, run.state.run.alpha) for run in runs if run.state.run}
+    told = [(run.state.run.temperature, run.state.run.alpha) for run in runs if run.state.run]
+    weights = {pair for pair in told if not any(map(math.isnan, pair))}  # NaN: nobody said
     if len(weights) > 1:
         notes.append("temperature or alpha differ, so that totals and kd are of different losses: compare ce")
     heldout = ("data.path", "data.glob", "data.tokenizer", "data.heldout_fraction", "data.heldout_windows")
-    data = {tuple(run.config.get(key) for key in (*heldout, "data.limit_bytes", "train.sequence")) for run in runs}
+    keys = (*heldout, "data.limit_bytes", "train.sequence")
+    data = {tuple(run.config.get(key) for key in keys) for run in runs if run.config}
     if len(data) > 1:
         notes.append("the data differ, so that the losses are of different texts")
+    if silent := [run.label for run in runs if not run.config and run.state.events]:
+        notes.append(f"nothing says which texts the losses of {', '.join(silent)} are of")
+    if len({run.state.source.unit for run in runs if len(run.state.steps)}) > 1:
+        notes.append("one counts steps and another epochs, so that nothing is at equal steps")
     return "; ".join(notes)
 
 
-def _train(state: RunState, name: str, part: str) -> Cell:
+def stated(state: RunState, part: str) -> float | None:
+    """The first or last loss as the end of a log tells it; None where it does not, or where every step tells its own.
+
+    The steps that a log of other programs shows may be few, and need be neither the first nor the last one.
+    """
+    if not state.source.verbatim or state.end is None:
+        return None
+    return state.end.summary.get({"first": "initial_loss", "last": "final_loss"}.get(part, ""))
+
+
+def train_loss(state: RunState, name: str, part: str) -> Cell:
+    """A training loss (`loss`, `ce` or `kd`), `first`, `last` or `best`; the best one with its step."""
+    if name not in state.source.columns:
+        return Cell()
+    if name == "loss" and (told := stated(state, part)) is not None:
+        return _loss(told)
     values, steps = state.steps.column(name), state.steps.column("step")
     if not len(values):
         return Cell()
@@ -75,8 +99,9 @@ def _train(state: RunState, name: str, part: str) -> Cell:
     return _loss(float(values[0 if part == "first" else -1]))
 
 
-def _held_out(state: RunState, name: str, part: str) -> Cell:
-    evals = state.evals
+def held_out_loss(state: RunState, name: str, part: str) -> Cell:
+    """The same of the held-out part."""
+    evals = _evals(state, name)
     if not evals:
         return Cell()
     if part == "best":
@@ -86,7 +111,15 @@ def _held_out(state: RunState, name: str, part: str) -> Cell:
     return _loss(getattr(evals[0 if part == "first" else -1], name))
 
 
-def _agreement(state: RunState, part: str) -> Cell:
+def _evals(state: RunState, name: str) -> Sequence[Eval]:
+    """Those that tell a loss: a log of other programs tells no parts of it, and they stand as NaN."""
+    if state.source.timed:
+        return state.evals
+    return [each for each in state.evals if math.isfinite(getattr(each, name))]
+
+
+def agreement(state: RunState, part: str) -> Cell:
+    """How often the student's first choice is the teacher's, `first`, `last` or `best`."""
     evals = [each for each in state.evals if each.agreement is not None]
     if not evals:
         return Cell()
@@ -102,45 +135,70 @@ def _agreed(event: Eval) -> float:
 
 
 def _at_equal_steps(states: Sequence[RunState]) -> list[Line]:
-    """Losses at the largest step that all runs have made, and at the largest that all have evaluated."""
+    """Losses at the largest step that all runs have made, and at the largest that all have evaluated.
+
+    A run without any is left out of it; two at least have to have some.
+    """
     lines = []
-    common = _common([state.steps.column("step") for state in states])
+    made = [state.steps.column("step") if state.source.unit == "step" else _NONE for state in states]
+    common = _common(made)
     if common is not None:
         window = max(LEAST_STEPS, common // SHARE)
         cells = []
-        for state in states:
-            steps = state.steps.column("step")
+        for state, steps in zip(states, made, strict=True):
+            if not len(steps):
+                cells.append(Cell())
+                continue
             chosen = (steps > common - window) & (steps <= common)
             cells.append(_loss(float(state.steps.column("loss")[chosen].mean())))
-        lines.append(Line(f"train at step {common:,}, mean of {min(window, common):,}", tuple(cells), measured=True))
-    common = _common([np.array([each.step for each in state.evals], dtype=np.float64) for state in states])
+        label = f"train at step {common:,}, mean of {min(window, common):,}"
+        lines.append(Line(label, tuple(cells), measured=True, always=True))
+    evals = [_evals(state, "loss") if state.source.unit == "step" else () for state in states]
+    common = _common([np.array([each.step for each in some], dtype=np.float64) for some in evals])
     if common is not None:
-        found = [[e for e in state.evals if e.step == common][-1] for state in states]
+        found = [[e for e in some if e.step == common][-1] if some else None for some in evals]
         for name in ("loss", "ce"):
             short = "" if name == "loss" else " ce"
-            cells = [_loss(getattr(each, name)) for each in found]
-            lines.append(Line(f"held-out{short} at step {common:,}", tuple(cells), measured=True))
-        if all(each.agreement is not None for each in found):
-            agreed = tuple(Cell(f"{each.agreement:.1%}", each.agreement) for each in found)
-            lines.append(Line(f"top-1 agreement at step {common:,}", agreed, measured=True))
+            told = [each if each in _evals(state, name) else None for state, each in zip(states, found, strict=True)]
+            cells = [_loss(None if each is None else getattr(each, name)) for each in told]
+            lines.append(Line(f"held-out{short} at step {common:,}", tuple(cells), measured=True, always=True))
+        if all(each is None or each.agreement is not None for each in found):
+            agreed = tuple(Cell() if each is None else Cell(f"{each.agreement:.1%}", each.agreement) for each in found)
+            lines.append(Line(f"top-1 agreement at step {common:,}", agreed, measured=True, always=True))
     return lines
 
 
 def _common(steps: Sequence[Column]) -> int | None:
-    shared = steps[0]
-    for each in steps[1:]:
+    """The largest number that stands in all of these, those that are empty left out."""
+    there = [each for each in steps if len(each)]
+    if len(there) < min(2, len(steps)):
+        return None
+    shared = there[0]
+    for each in there[1:]:
         shared = np.intersect1d(shared, each)
     return int(shared.max()) if len(shared) else None
 
 
+def _tells_tokens(state: RunState) -> bool:
+    return "tokens" in state.source.columns and state.steps.thinned == 1  # else those of some steps are not kept
+
+
 def _at_equal_tokens(states: Sequence[RunState]) -> list[Line]:
-    """Losses when each run had seen as many tokens as the one that has seen the fewest."""
-    seen = [np.cumsum(state.steps.column("tokens")) for state in states]
-    if not all(len(each) for each in seen):
+    """Losses when each run had seen as many tokens as the one that has seen the fewest.
+
+    Runs that do not tell their tokens, or have made no step, are left out; two at least have to tell them.
+    """
+    seen = [np.cumsum(state.steps.column("tokens")) if _tells_tokens(state) else _NONE for state in states]
+    totals = [float(each[-1]) for each in seen if len(each)]
+    if len(totals) < min(2, len(states)) or not min(totals) > 0:
         return []
-    tokens = min(float(each[-1]) for each in seen)
+    tokens = min(totals)
     cells, held = [], []
     for state, total in zip(states, seen, strict=True):
+        if not len(total):
+            cells.append(Cell())
+            held.append(Cell())
+            continue
         last = int(np.searchsorted(total, tokens, side="right"))  # steps that were made by then
         first = min(int(np.searchsorted(total, tokens * (1 - 1 / SHARE), side="right")), last - LEAST_STEPS)
         made = state.steps.column("loss")[max(0, first) : last]
@@ -149,6 +207,6 @@ def _at_equal_tokens(states: Sequence[RunState]) -> list[Line]:
         before = [each for each in state.evals if each.step <= step]
         held.append(_loss(before[-1].loss, before[-1].step) if before else Cell())
     return [
-        Line(f"train at {tokens:,.0f} tokens", tuple(cells), measured=True),
-        Line(f"held-out by {tokens:,.0f} tokens", tuple(held), measured=True),
+        Line(f"train at {tokens:,.0f} tokens", tuple(cells), measured=True, always=True),
+        Line(f"held-out by {tokens:,.0f} tokens", tuple(held), measured=True, always=True),
     ]

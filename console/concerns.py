@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
-
+from console.irregular import BEFORE, non_finite, spikes
 from console.outlook import by_urgency, last_checkpoint
 from console.palette import CHECKPOINTS, RUNS, VERDICTS, Mark
 from console.run_state import RunState
@@ -17,10 +15,8 @@ from engine.stream import Verdict
 
 RECENT_STEPS = 2_000
 """Steps at the end of a run in which a spike is looked for; of an older one the chart tells."""
-SPIKE_FACTOR = 3.0
-"""So many times the median of the steps before, a loss is a spike."""
-_BEFORE, _BEFORE_LEAST = 50, 10
-"""Steps whose median a loss is held against, and how many there must be."""
+PROCESS_STATES = {"T": "is suspended", "t": "is being traced", "D": "waits for a device"}
+"""What the kernel's letter for a process tells of one that makes no progress."""
 _SPIKE = Mark("⚠", "spike", "bold $warning")
 
 
@@ -69,10 +65,10 @@ def supervision(link: Link) -> list[Concern]:
     stall = known.supervisor.stall
     if stall is None:
         return []
-    why = {"T": ", it is suspended", "t": ", it is being traced", "D": ", it waits for a device"}.get(stall.process, "")
+    why = PROCESS_STATES.get(stall.process, "")
     stacks = "; its stacks are in launch.log" if stall.stacks else ""
     waited = age(known.supervisor.waited_seconds)
-    text = f"no progress for {waited} in phase {stall.phase}, says the supervisor{why}{stacks}"
+    text = f"no progress for {waited} in phase {stall.phase}, says the supervisor{why and f', it {why}'}{stacks}"
     return [Concern(RUNS["STALLED"], text, f"no progress for {waited}", True)]
 
 
@@ -86,7 +82,7 @@ def _failed(verdict: Verdict) -> Concern:
 def _non_finite(state: RunState, told: set[int]) -> Concern | None:
     """Losses that are no numbers, unless a verdict tells of the first one."""
     losses = state.steps.column("loss")
-    bad = np.flatnonzero(~np.isfinite(losses))
+    bad = non_finite(losses)
     if not len(bad):
         return None
     step = int(state.steps.column("step")[bad[0]])
@@ -108,23 +104,9 @@ def _unsaved(state: RunState) -> Concern | None:
 
 def _spikes(state: RunState) -> list[Concern]:
     """The highest of the losses that stand out from the steps before them."""
-    losses = state.steps.column("loss")[-RECENT_STEPS - _BEFORE :]
-    numbers = state.steps.column("step")[-RECENT_STEPS - _BEFORE :]
-    finite = np.isfinite(losses)
-    losses, numbers = losses[finite], numbers[finite]
-    if len(losses) <= _BEFORE_LEAST:
+    found = spikes(state.steps.column("loss")[-RECENT_STEPS - BEFORE :])
+    if found is None:
         return []
-    # No median is less than the least of the losses, so that few of them need one.
-    high = np.flatnonzero(losses >= SPIKE_FACTOR * max(float(losses.min()), 0.0))
-    usual = np.full(len(losses), np.inf)
-    for row in high[(high >= _BEFORE_LEAST) & (high < _BEFORE)]:
-        usual[row] = np.median(losses[:row])
-    late = high[high >= _BEFORE]
-    if len(late):
-        usual[late] = np.median(sliding_window_view(losses, _BEFORE)[late - _BEFORE], axis=1)
-    ratios = np.divide(losses, usual, out=np.zeros_like(losses), where=usual > 0)
-    row = int(np.argmax(ratios))
-    if ratios[row] < SPIKE_FACTOR:
-        return []
-    short = f"spike {ratios[row]:,.3g}x"
-    return [Concern(_SPIKE, f"{short} at step {int(numbers[row]):,}", short, False)]
+    numbers = state.steps.column("step")[-RECENT_STEPS - BEFORE :]
+    short = f"spike {found.ratios[found.worst]:,.3g}x"
+    return [Concern(_SPIKE, f"{short} at step {int(numbers[found.rows[found.worst]]):,}", short, False)]

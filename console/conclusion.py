@@ -8,11 +8,12 @@ from console.run_state import RunState
 from dispatch.manifest import ExitRecord
 from engine.errors import ExitCode
 from engine.falsifiers import exit_code_of
+from engine.stream import End
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """`status` is that of the `end` event, or CRASHED or DISPUTED; `reason` is one sentence."""
+    """`status` is that of the `end` event, or CRASHED, LOST or DISPUTED; `reason` is one sentence."""
 
     status: str
     reason: str
@@ -50,13 +51,23 @@ def conclude(
         if stopped:
             return Conclusion("STOPPED", reason, ExitCode.INTERRUPTED)
         return Conclusion("CRASHED", reason, ExitCode.UNDECIDED)
-    code = _known(end.exit_code)
     judged = exit_code_of(state.judged)
+    if end.exit_code is None:  # a log that tells how it ended; its verdicts are all there is to go by
+        return _by_verdicts(state, end, judged)
+    code = _known(end.exit_code)
     # The engine's word counts only where our own judgement of the same stream says the same.
     final = end.status == "COMPLETED" or code == ExitCode.OK
     if state.disagreements or (final and judged != code):
         return Conclusion("DISPUTED", "engine and console judge differently", ExitCode.UNDECIDED)
     return Conclusion(end.status, end.reason, code)
+
+
+def _by_verdicts(state: RunState, end: End, judged: ExitCode) -> Conclusion:
+    if state.disagreements:
+        return Conclusion("DISPUTED", "what is stated is not what the numbers say", ExitCode.UNDECIDED)
+    if end.status != "COMPLETED" and judged == ExitCode.OK:
+        judged = ExitCode.UNDECIDED
+    return Conclusion(end.status, end.reason, judged)
 
 
 def _known(exit_code: int) -> ExitCode:

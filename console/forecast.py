@@ -63,14 +63,15 @@ _KNOWN_MOST = 32
 
 
 def forecast(view: View) -> Forecast | None:
-    """When the run ends; None for one that is over, has fewer than `MIN_STEPS` steps, or none left.
+    """When the run ends; None for one that is over, has fewer than `MIN_STEPS` steps, or none left, or
+    whose lines have no times.
 
     The steps that are left cost what blocks of recent steps cost, resampled; evaluations and checkpoints come on top,
     as many as are still due. A step that takes longer than expected moves the end by what it takes longer. The time
     budget of a smoke is an upper bound, and known before its first step.
     """
     state, run = view.state, view.state.run
-    if run is None or outlook(view).ended:
+    if run is None or not view.timed or outlook(view).ended:
         return None
     now = host_now(view)
     costs = _costs(state)

@@ -35,7 +35,7 @@ anything wrong in it the app does not start and says all of it, each unknown nam
 
 ```yaml
 theme: {DEFAULT_THEME}      # or kdconsole-light, or one of Textual's, such as nord, ansi-dark, ansi-light
-fps: 4                     # most redraws a second while a run is followed, 1 to 30
+fps: 4                     # most redraws a second while a run is followed or replayed, 1 to 30
 bell: on                   # ring the terminal's bell when a verdict fails or a run ends
 notify: on                 # and ask the terminal for a desktop notification (OSC 9)
 evidence:                  # more directories whose runs are listed; relative ones start from this file's directory

@@ -61,7 +61,7 @@ class Ages:
     """Seconds since something was last heard, each by its own clock; None where it never was, or cannot be told.
 
     `link` since the host last answered, `data` since the last line of any kind, `heartbeat` since the process last said
-    that it lives, `step` since training last went on.
+    that it lives, `step` since training last went on. Where the lines have no times, nothing can be said of it.
     """
 
     link: float | None = None
@@ -77,7 +77,10 @@ def outlook(view: View) -> Outlook:
     that fell silent, training that makes no step, a phase that takes longer than it may.
     """
     state, link = view.state, view.link
-    if state.end is not None or (link.exit is not None and not view.scrubbed):
+    if view.reading is not None and not view.scrubbed:
+        return Outlook("READING")
+    cut_off = view.review is not None and bool(link.problem)
+    if state.end is not None or (link.exit is not None and not view.scrubbed and not cut_off):
         ended = conclude(state, link.exit)
         changed = [note.removeprefix(CHANGED_NOTE) for note in view.notes if note.startswith(CHANGED_NOTE)]
         if changed and ended.exit_code == ExitCode.OK:  # nothing that was changed since is believed
@@ -87,16 +90,39 @@ def outlook(view: View) -> Outlook:
     if view.scrubbed:
         stall = _progress_stall(view)
         return Outlook("STALLED" if stall else _going(state), stall)
+    if view.review is not None:
+        return _left_open(view)
     if link.problem:
         return Outlook("UNREACHABLE", _unreachable(view))
     if link.status in ("lost", "ended"):
-        found = "its host was started anew while it ran" if link.rebooted else "neither an end nor a process was found"
-        reason = f"{found}, last phase {state.phase}; see launch.log"
-        return Outlook("LOST", reason=reason, exit_code=ExitCode.UNDECIDED)
+        return _lost(view)
     if not link.live:
         return Outlook(_going(state))
     stall = _silence(view) or _progress_stall(view)
     return Outlook("STALLED" if stall else _going(state), stall)
+
+
+def _lost(view: View) -> Outlook:
+    found = "its host was started anew while it ran" if view.link.rebooted else "neither an end nor a process was found"
+    reason = f"{found}, last phase {view.state.phase}; see launch.log"
+    return Outlook("LOST", reason=reason, exit_code=ExitCode.UNDECIDED)
+
+
+def _left_open(view: View) -> Outlook:
+    """Evidence without an end: what is here is all that a review goes by."""
+    assert view.review is not None
+    if view.link.problem:
+        reason = f"it cannot be read: {clean(view.link.problem, 500)}"
+        return Outlook("LOST", reason=reason, exit_code=ExitCode.UNDECIDED)
+    if not view.state.events and view.review.manifest is None:
+        reason = "what was asked for is here, and nothing of what ran"
+        return Outlook("LOST", reason=reason, exit_code=ExitCode.UNDECIDED)
+    if view.manifest is not None and view.manifest.remote is not None:
+        host = clean(view.manifest.remote.host, 80)
+        return Outlook("UNASKED", ("its end is not here", f"a review does not ask {host}"))
+    if view.link.status in ("lost", "ended"):
+        return _lost(view)
+    return Outlook(_going(view.state), ("it has not ended", "a review shows what is here and does not follow"))
 
 
 def _going(state: RunState) -> str:
@@ -122,6 +148,8 @@ def _silence(view: View) -> tuple[str, ...]:
 
 def _progress_stall(view: View) -> tuple[str, ...]:
     state, told = view.state, ages(view)
+    if not view.timed:
+        return ()
     beat = () if told.heartbeat is None else (f"heartbeat {age(told.heartbeat)}",)
     if told.step is not None and state.phase == "train" and told.step > longest_wait(state):
         return (f"no step for {age(told.step)}", *beat, "phase train")
@@ -168,7 +196,7 @@ def ages(view: View) -> Ages:
     """How old everything is that the view knows."""
     state, now = view.state, host_now(view)
     link = max(0.0, view.now - view.link.answered) if view.link.answered and not view.scrubbed else None
-    if not state.events:
+    if not state.events or not view.timed:
         return Ages(link)
     data = _passed(now, state.last_t)
     beat = None if state.heartbeat is None else _passed(now, state.heartbeat.t)
@@ -225,6 +253,24 @@ def _rank(verdict: Verdict) -> int:
     return ORDER.index(verdict.verdict) if verdict.verdict in ORDER else 1
 
 
+def steps_made(state: RunState) -> int:
+    """How far it came; what the end says, where the lines do not tell of every step."""
+    made, source = state.last_step.step if state.last_step else 0, state.source
+    return made if state.end is None or source.timed or source.unit != "step" else max(made, state.end.steps)
+
+
+def asked_and_ran(view: View) -> str:
+    """That another number of steps ran than were asked for: `asked 50, ran 62`; empty where that is as it should be.
+
+    Of a run of ours that ended early its end tells; a log is held against the manifest beside it, and may go beyond.
+    """
+    state, asked = view.state, view.state.target_steps
+    made = steps_made(state)
+    over = made > (asked or math.inf)
+    short = not view.timed and state.end is not None and state.end.status == "COMPLETED" and made < (asked or 0)
+    return f"asked {asked:,}, ran {made:,}" if over or short else ""
+
+
 def fraction_done(view: View) -> float | None:
     """How much of the run is done, 0 to 1: of its steps, or of a smoke's time if that is further; None if unknown."""
     state, run = view.state, view.state.run
@@ -232,9 +278,11 @@ def fraction_done(view: View) -> float | None:
         return 1.0
     if run is None:
         return None
-    made = state.last_step.step / run.steps_asked if state.last_step and run.steps_asked > 0 else 0.0
+    if run.steps_asked <= 0 and not view.timed:  # nobody said of how many
+        return None
+    made = steps_made(state) / run.steps_asked if run.steps_asked > 0 else 0.0
     spent = 0.0
-    if run.mode == "smoke" and run.budget_seconds:
+    if run.mode == "smoke" and run.budget_seconds and view.timed:
         until = state.end.t if state.end else host_now(view)
         spent = (until - state.first_t) / run.budget_seconds
     done = max(made, spent)
@@ -254,6 +302,8 @@ def last_checkpoint(state: RunState) -> tuple[Checkpoint | None, CheckpointFaile
 def checkpoint_phrase(state: RunState, ended: bool = False) -> str:
     """Where the run could be taken up again: `ckpt 12,000 verified`; empty for a smoke, which keeps none.
 
+    A checkpoint that a log only tells of is `saved`: nobody read it back.
+
     Args:
         state: the run.
         ended: nothing more will come of it, whether it said so or not.
@@ -262,7 +312,9 @@ def checkpoint_phrase(state: RunState, ended: bool = False) -> str:
     if failed is not None:
         return f"ckpt {failed.step:,} FAILED" + (f", last good {good.step:,}" if good else ", none before it")
     if good is not None:
-        return f"ckpt {good.step:,} verified"
+        return f"ckpt {good.step:,} {'verified' if good.sha256 else 'saved'}"
     if state.run is None or state.run.mode != "train":
         return ""
-    return "no ckpt" if ended or state.end is not None else "no ckpt yet"
+    if ended or state.end is not None:
+        return "no ckpt"
+    return "no ckpt yet" if state.source.timed else ""

@@ -33,6 +33,7 @@ VERDICTS = {
     "UNKNOWN": Mark("?", "UNKNOWN", "$warning"),
 }
 RUNS = {
+    "READING": Mark("◔", "READING", "$primary"),
     "STARTING": Mark("◔", "STARTING", "$primary"),
     "RUNNING": Mark("▶", "RUNNING", "bold $primary"),
     "STALLED": Mark("⚠", "STALLED", "bold $warning"),

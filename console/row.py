@@ -11,14 +11,16 @@ UNREADABLE = "UNREADABLE"
 UNASKED = "UNASKED"
 """The status of a run on another host, which the list of runs does not ask."""
 LIVE = ("STALLED", "RUNNING", "STARTING", UNASKED)
+RUN = "run"
+"""The kind of a run directory of ours, as `dispatch.evidence.Kind` calls it."""
 
 
 @dataclass(frozen=True)
 class Row:
     """What the list of runs shows of one; None is not known.
 
-    `exact` says that the whole stream was folded and judged; before that `verdicts` are not known. Times are Unix
-    seconds, losses nats per token.
+    `exact` says that the whole stream or log was folded and judged; before that `verdicts` are not known. Times are
+    Unix seconds, 0 where nobody said one; losses are nats per token. Texts are clean.
     """
 
     path: Path
@@ -35,10 +37,22 @@ class Row:
     loss: float | None = None
     heldout: float | None = None
     verdicts: Mapping[str, int] = field(default_factory=dict)
+    """How many there are of each word."""
+    judged: Mapping[str, str] = field(default_factory=dict)
+    """Every falsifier with its verdict."""
     failing: tuple[str, ...] = ()
     exact: bool = False
     last_t: float = 0.0
     problem: str = ""
+    kind: str = RUN
+    """What kind of evidence it is: `run`, `predecessor`, `log` or `manifest`."""
+    teacher: str = ""
+    student: str = ""
+    phase: str = ""
+    """Of the campaign, such as `3b`."""
+    ticket: str = ""
+    unit: str = "step"
+    """What `step` counts: `step` or `epoch`."""
 
     @property
     def live(self) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from console.command import evidence_option, finish, narrator, need_terminal, open_screen
-from engine.errors import ExitCode, KdError
+from engine.errors import ExitCode
 
 if TYPE_CHECKING:
     from dispatch.runs import RunDir
@@ -83,61 +83,46 @@ def export_command(run: str, step: int | None, best: bool, evidence: Path) -> No
 
 @click.command()
 @click.option("--host", metavar="NAME", help="Ask this host for every run there, made from here or from elsewhere.")
+@click.option("--filter", "wanted", metavar="TEXT", default="", help="Only what passes this filter, as / in the app.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @evidence_option
-def runs_command(host: str | None, as_json: bool, evidence: Path) -> None:
+@click.pass_context
+def runs_command(context: click.Context, host: str | None, wanted: str, as_json: bool, evidence: Path) -> None:
     """List the runs in the evidence directory, newest first; with --host, all runs that stand on that host.
 
-    A run whose host cannot be reached is unknown, and not failed. With --host that is exit code 3.
+    Listed is all evidence, that of the predecessor's scripts and bare logs as well. A run whose host cannot be reached
+    is unknown, and not failed. With --host that is exit code 3.
+
+    A filter is text that a run has in what is shown of it, and any of status:failed, host:gx10, mode:train, model:1.5b,
+    phase:3b, verdict:fail (unknown, pending, pass), verdict:F-SMOKE-001=fail, date:2026-11, date:>2026-11-01, date:7d.
 
     \b
     Examples:
       kdconsole runs
+      kdconsole runs --filter "verdict:fail date:7d"
       kdconsole runs --host gx10
     """
-    import asyncio
+    from console.row_filter import parse_query
 
+    query = parse_query(wanted)
+    if query.problems:
+        raise click.BadParameter("; ".join(query.problems), param_hint="--filter")
     if host is not None:
+        if wanted:
+            raise click.UsageError("--filter goes with the runs of the evidence directory; with --host all are listed")
         _runs_there(host, as_json, evidence)
         return
-    rows = asyncio.run(_states(evidence))
+    from console.runs_listing import listed, runs_document, runs_lines
+
+    runs = listed(evidence, query, readonly=bool(context.find_object(dict) and context.obj["readonly"]))
     if as_json:
-        keys = ("id", "mode", "created", "host", "state", "exit")
-        columns = [(r.id, r.manifest.mode, r.manifest.created, r.manifest.where, s, e) for r, s, e in rows]
-        listed = [dict(zip(keys, row, strict=True)) for row in columns]
-        click.echo(json.dumps({"schema": "kdconsole.runs/1", "runs": listed}, indent=2))
+        click.echo(json.dumps(runs_document(runs), indent=2, allow_nan=False))
         return
-    for each, state, how in rows:
-        click.echo(f"{each.id}  {each.manifest.created}  {each.manifest.where}  {state:8}  {how}")
-    if not rows:
-        click.echo(f"no runs in {evidence}; kdconsole --headless smoke makes one", err=True)
-
-
-async def _states(evidence: Path) -> list[tuple[RunDir, str, str]]:
-    """Every run here with its state and its end; a host that does not answer is asked once, not once a run."""
-    from console.run_files import read_exit
-    from dispatch import runs
-    from dispatch.places import Reach
-    from dispatch.transport import TransportError
-
-    rows: list[tuple[runs.RunDir, str, str]] = []
-    silent: dict[str, str] = {}
-    async with Reach() as reach:
-        for each in runs.find_runs(evidence):
-            where = each.manifest.where
-            try:
-                if each.manifest.remote is not None and (ended := read_exit(each.path)) is not None:
-                    rows.append((each, "ended", ended.describe()))
-                    continue
-                if where in silent:
-                    raise TransportError(silent[where])
-                told = await reach.place(each).status()
-                rows.append((each, told.state, told.exit.describe() if told.exit else ""))
-            except KdError as error:
-                if isinstance(error, TransportError):
-                    silent[where] = str(error)
-                rows.append((each, "unknown", str(error)))
-    return rows
+    for line in runs_lines(runs):
+        click.echo(line)
+    if not runs:
+        none = f"no run in {evidence} passes {query.text}"
+        click.echo(none if query.text else f"no runs in {evidence}; kdconsole --headless smoke makes one", err=True)
 
 
 def _runs_there(host: str, as_json: bool, evidence: Path) -> None:

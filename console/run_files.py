@@ -97,9 +97,14 @@ def read_config(path: Path) -> dict[str, object]:
     if raw is None:
         raise RunError(f"no {CONFIG}")
     try:
-        return dict(_flat("", parse_yaml(raw.decode(), CONFIG)))
+        return dict(_parsed_config(raw.decode()))
     except UnicodeDecodeError:
         raise RunError(f"{CONFIG}: not UTF-8") from None
+
+
+@lru_cache(maxsize=64)
+def _parsed_config(text: str) -> tuple[tuple[str, object], ...]:
+    return tuple(_flat("", parse_yaml(text, CONFIG)))  # many runs share one, as they do contracts
 
 
 def _flat(prefix: str, value: object) -> list[tuple[str, object]]:

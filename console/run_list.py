@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from textual.content import Content
 
 from console.palette import ORDER, run_mark, verdict_mark
 from console.row import LIVE, UNREADABLE, Row
+from console.row_filter import Query
 from console.times import age
 from console.widgets.layout import Part, cut, fit, marked, number
 from engine.text import clean
@@ -19,6 +20,8 @@ from engine.text import clean
 UNKNOWN = "–"
 FAILED = ("FAILED", "CRASHED", "DISPUTED", "TIMEOUT")
 _URGENCY = (*LIVE, *FAILED, "STOPPED", "LOST", UNREADABLE, "COMPLETED")
+_KINDS = {"predecessor": "the predecessor's", "log": "a log", "manifest": "a manifest"}
+"""What is no run directory of ours, in words."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,25 @@ class Column:
 def _step(row: Row, now: float) -> str:
     if row.step is None:
         return UNKNOWN
+    unit = "epoch " if row.unit == "epoch" else ""
     if not row.target:
-        return f"{row.step:,}"
-    return f"{row.step:,} / {row.target:,} {_percent(row)}"
+        return f"{unit}{row.step:,}"
+    return f"{unit}{row.step:,} / {row.target:,} {_percent(row)}"
 
 
 def _short_step(row: Row, now: float) -> str:
-    return UNKNOWN if row.step is None else f"{row.step:,}{_percent(row)}"
+    unit = "ep " if row.unit == "epoch" else ""
+    return UNKNOWN if row.step is None else f"{unit}{row.step:,}{_percent(row)}"
 
 
 def _percent(row: Row) -> str:
     # Never rounded up to a hundred: what is not at its end must not look so.
     return f"{math.floor(100 * row.step / row.target):>4} %" if row.step is not None and row.target else ""
+
+
+def model(row: Row) -> str:
+    """Teacher and student, each by the last part of its path: `qwen-1.5b → qwen-0.5b`; empty where nobody said."""
+    return " → ".join(each.rstrip("/").rpartition("/")[2] for each in (row.teacher, row.student) if each)
 
 
 def _loss(value: float | None) -> str:
@@ -79,15 +89,17 @@ def _status_key(row: Row) -> object:
 
 
 COLUMNS = (
-    Column("status", lambda row, now: " ".join(run_mark(row.status)[:2]), _status_key, keep=9),
-    Column("run", lambda row, now: label(row), lambda row: label(row).casefold(), keep=8),
-    Column("mode", lambda row, now: row.mode or UNKNOWN, lambda row: row.mode or None, keep=2),
-    Column("step", _step, lambda row: row.step, keep=7, right=True, short=_short_step),
-    Column("loss", lambda row, now: _loss(row.loss), lambda row: _loss_key(row.loss), keep=5, right=True),
-    Column("held-out", lambda row, now: _loss(row.heldout), lambda row: _loss_key(row.heldout), keep=4, right=True),
-    Column("verdicts", _verdicts, _verdict_key, keep=6),
-    Column("last data", _since, lambda row: -row.last_t or None, keep=3, right=True),
-    Column("host", lambda row, now: row.host or UNKNOWN, lambda row: row.host or None, keep=1),
+    Column("status", lambda row, now: " ".join(run_mark(row.status)[:2]), _status_key, keep=11),
+    Column("run", lambda row, now: label(row), lambda row: label(row).casefold(), keep=10),
+    Column("mode", lambda row, now: row.mode or UNKNOWN, lambda row: row.mode or None, keep=4),
+    Column("phase", lambda row, now: row.phase or UNKNOWN, lambda row: row.phase.casefold() or None, keep=2),
+    Column("step", _step, lambda row: row.step, keep=9, right=True, short=_short_step),
+    Column("loss", lambda row, now: _loss(row.loss), lambda row: _loss_key(row.loss), keep=7, right=True),
+    Column("held-out", lambda row, now: _loss(row.heldout), lambda row: _loss_key(row.heldout), keep=6, right=True),
+    Column("verdicts", _verdicts, _verdict_key, keep=8),
+    Column("last data", _since, lambda row: -row.last_t or None, keep=5, right=True),
+    Column("host", lambda row, now: row.host or UNKNOWN, lambda row: row.host or None, keep=3),
+    Column("model", lambda row, now: model(row) or UNKNOWN, lambda row: model(row).casefold() or None, keep=1),
 )
 SORTS = ("", *(column.name for column in COLUMNS))
 """What `s` goes through; the first is what goes on, and then the newest."""
@@ -121,19 +133,15 @@ def ordered(rows: Iterable[Row], by: str, *, reverse: bool) -> list[Row]:
     return [*sorted(known, key=key, reverse=reverse), *unknown]  # type: ignore[arg-type]  # keys of one column compare
 
 
-def matches(row: Row, query: str, now: float) -> bool:
-    """Whether a row has every word of a query in what is shown of it; `status:`, `host:` and `mode:` ask one column."""
-    words = query.casefold().split()
-    if not words:
-        return True
-    fields: Mapping[str, str] = {"status": row.status, "host": row.host, "mode": row.mode}
+def matches(row: Row, query: Query, now: float) -> bool:
+    """Whether a row passes a filter, at a time in Unix seconds."""
+    return query.passes(row, now, _shown)
+
+
+def _shown(row: Row, now: float) -> str:
     shown = [column.text(row, now) for column in COLUMNS]
-    whole = "\n".join([*shown, row.device, row.reason, *row.failing]).casefold()
-    for word in words:
-        field, colon, value = word.partition(":")
-        if not (value in fields[field].casefold() if colon and field in fields else word in whole):
-            return False
-    return True
+    more = (row.id, row.device, row.reason, row.teacher, row.student, row.ticket)
+    return "\n".join([*shown, *more, *row.failing]).casefold()
 
 
 # What is said above and below the list
@@ -182,12 +190,18 @@ def detail(row: Row, width: int) -> list[Content]:
         mark = verdict_mark("FAIL")
         some = f"{row.failing[0]}" + (f" and {len(row.failing) - 1} more" if len(row.failing) > 1 else "")
         forms = (marked(mark, f"{mark.word} {failing}"), marked(mark, f"{mark.word} {some}"))
-        parts.append(Part(3, forms))
-    if row.device:
-        parts.append(Part(1, (Content.styled(row.device, "$foreground-muted"),)))
+        parts.append(Part(9, forms))
+    facts = _facts(row)
+    parts += [Part.of(len(facts) - n, Content.styled(text, "$foreground-muted")) for n, text in enumerate(facts)]
     path = place(row.path)
     forms = (Content(path), Content(f"…/{clean(row.path.name, 200)}"))
-    return [first, fit(parts, [Part(2, forms)], width, 2)]
+    return [first, fit(parts, [Part(8, forms)], width, 2)]
+
+
+def _facts(row: Row) -> list[str]:
+    """What there may be no column for, the most important first."""
+    phase = f"phase {row.phase}" if row.phase and row.phase[0].isdigit() else row.phase
+    return [each for each in (_KINDS.get(row.kind, ""), row.device, phase, row.ticket, model(row)) if each]
 
 
 def nothing_yet(evidence: Sequence[Path], there: Collection[Path]) -> Content:

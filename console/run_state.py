@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import islice
+from operator import attrgetter, lt
+from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 
+from console.run_log import MAX_LOG_LINES, LogLine, LogPart, RunLog, level_of
 from console.series import STEP_COLUMNS, StepBuffer, StepSeries
-from engine.falsifiers import FAIL, PENDING, Contract, Judge
+from engine.falsifiers import CALM, FAIL, PASS, PENDING, Contract, Judge
 from engine.human import human_lines
 from engine.stream import (
     Checkpoint,
@@ -28,12 +31,59 @@ from engine.stream import (
     Verdict,
     Vitals,
 )
+from engine.text import clean
 
-MAX_LOG_LINES = 5_000
+__all__ = [
+    "DERIVED",
+    "MAX_LOG_LINES",
+    "MAX_MARKS",
+    "STATED",
+    "STREAM",
+    "UNDER_NO_CONTRACT",
+    "LogLine",
+    "PhaseSpan",
+    "Reducer",
+    "RunState",
+    "Source",
+]
+
+DERIVED, STATED = "derived", "stated"
+"""What is behind a verdict where the run's own contract is not: its numbers judged anew, or its own word alone."""
 MAX_MARKS = 10_000
 """Of evaluations, checkpoints, phases and verdict changes each: what a hostile stream may make us keep."""
+_LONG, _CUT = 4_096, 1_000
+"""Characters: of one of these events, and of each of its texts where it has more."""
 
+_Mark = TypeVar("_Mark", bound=Event)
 _NO_STEPS = StepBuffer().series
+_columns_of_step = tuple(attrgetter(name) for name in STEP_COLUMNS)
+_number_of_step, _time_of, _is_again = attrgetter("step"), attrgetter("t"), attrgetter("again")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the lines that a state is folded from can tell; our own streams tell everything.
+
+    `columns` are those of `STEP_COLUMNS` that are known of a step; the others stand as NaN and mean nothing. `unit` is
+    what a row of the series counts, `step` or `epoch`. With `verbatim` the source's own lines come as `Log` events and
+    are shown as they are, in place of ours. `judged_by_us` says that the contract is not the run's own: what it says is
+    derived, and what only the source says of a falsifier stands beside it as stated.
+    """
+
+    columns: frozenset[str] = frozenset(STEP_COLUMNS)
+    unit: str = "step"
+    verbatim: bool = False
+    judged_by_us: bool = False
+
+    @property
+    def timed(self) -> bool:
+        """Times of events are Unix seconds; else they are numbers of lines."""
+        return "t" in self.columns
+
+
+STREAM = Source()
+UNDER_NO_CONTRACT = Source(judged_by_us=True)
+"""A stream of ours whose contract is lost."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +94,6 @@ class PhaseSpan:
     started: float
     seconds: float
     budget_seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class LogLine:
-    """A line for the operator; `level` is info, warning or error, `t` in Unix seconds."""
-
-    t: float
-    level: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -81,6 +122,9 @@ class RunState:
     first_t: float = 0.0
     last_t: float = 0.0
     events: int = 0
+    source: Source = STREAM
+    bases: Mapping[str, str] = field(default_factory=dict)
+    """Of verdicts that no contract of the run's own stands behind: `derived`, `stated`, or `stated, derived`."""
 
     @property
     def phase(self) -> str:
@@ -106,6 +150,12 @@ class RunState:
         """
         ours = {v.id: v for v in self.judged}
         different = []
+        if self.source.judged_by_us:
+            return [
+                f"{v.id}: it says {self.stated[v.id].verdict}, its numbers say {v.verdict}"
+                for v in self.judged
+                if self.bases.get(v.id) == DERIVED and v.id in self.stated and self.stated[v.id].verdict in (PASS, FAIL)
+            ]
         for identifier in sorted(ours.keys() | self.stated.keys()):
             judged = ours[identifier].verdict if identifier in ours else "not in the contract"
             stated = self.stated[identifier].verdict if identifier in self.stated else PENDING
@@ -139,6 +189,7 @@ class RunState:
             projection=self.projection if self.projection and self.projection.t <= t else None,
             stated={key: v for key, v in self.stated.items() if v.t <= t},
             judged=tuple(latest.get(v.id) or _pending(v) for v in self.judged),
+            bases={key: basis for key, basis in self.bases.items() if key in latest},
             history=tuple(v for v in self.history if v.t <= t),
             heartbeat=None,
             vitals=None,
@@ -153,36 +204,49 @@ class Reducer:
 
     Args:
         contract: what the run is judged by.
+        source: what the lines can tell.
     """
 
-    def __init__(self, contract: Contract) -> None:
+    def __init__(self, contract: Contract, source: Source = STREAM) -> None:
         self._judge = Judge(contract)
+        self._source = source
         self._buffer = StepBuffer()
-        self._rows: list[tuple[float, ...]] = []
+        self._fresh: list[Step] = []
+        """Steps that the series does not have yet."""
         self._phases: list[PhaseSpan] = []
         self._phase_latest = 0.0
         self._evals: list[Eval] = []
         self._checkpoints: list[Checkpoint | CheckpointFailed] = []
         self._stated: dict[str, Verdict] = {}
         self._history: list[Verdict] = []
-        self._log: deque[LogLine] = deque(maxlen=MAX_LOG_LINES)
+        self._log = RunLog()
+        self._lines: list[Log | LogLine] = []
         self._now: dict[str, Any] = {"first_t": 0.0, "last_t": 0.0, "events": 0}
         """Fields of the state that hold one value, as they changed."""
-        self.state = RunState()
+        self.state = RunState(source=source)
 
     def feed(self, events: Iterable[Event]) -> RunState:
         """The state after these events."""
         before = count = self.state.events
+        calm: list[Event] = []
         for event in events:
             count += 1
+            if type(event) in CALM:
+                calm.append(event)
+                continue
+            if calm:
+                self._see_calm(calm)
+                calm = []
             self._see(event)
+        if calm:
+            self._see_calm(calm)
         if count == before:
             return self.state
-        self._buffer.extend(self._rows)
-        self._rows.clear()
+        self._take_over()
         for marks in (self._phases, self._evals, self._checkpoints, self._history):
             del marks[:-MAX_MARKS]
         self._now["events"] = count
+        judged, bases = self._verdicts()
         self.state = replace(
             self.state,
             steps=self._buffer.series,
@@ -190,12 +254,24 @@ class Reducer:
             evals=tuple(self._evals),
             checkpoints=tuple(self._checkpoints),
             stated=dict(self._stated),
-            judged=tuple(self._judge.verdicts),
+            judged=judged,
+            bases=bases,
             history=tuple(self._history),
-            log=tuple(self._log),
+            log=self._log,
             **self._now,
         )
         return self.state
+
+    def _verdicts(self) -> tuple[tuple[Verdict, ...], dict[str, str]]:
+        """All verdicts, and what is behind each where that is not the run's own contract."""
+        ours = tuple(self._judge.verdicts)
+        if not self._source.judged_by_us:
+            return ours, {}
+        derived = {v.id: v for v in ours if v.verdict in (PASS, FAIL)}
+        bases = {key: STATED for key in self._stated} | {key: DERIVED for key in derived}
+        agreed = (key for key, v in derived.items() if key in self._stated and self._stated[key].verdict == v.verdict)
+        bases |= {key: f"{STATED}, {DERIVED}" for key in agreed}
+        return tuple((self._stated | derived).values()), bases
 
     def _see(self, event: Event) -> None:
         now, t = self._now, event.t
@@ -205,12 +281,9 @@ class Reducer:
             self._phase_latest = t
         for verdict in self._judge.observe(event):
             self._history.append(msgspec.structs.replace(verdict, t=t, seq=event.seq))
-        if isinstance(event, Step):
-            self._step(event)
-            return
-        if isinstance(event, Heartbeat):
-            now["heartbeat"] = event
-        elif isinstance(event, Vitals):
+        if isinstance(event, Phase | Verdict | Checkpoint | CheckpointFailed):
+            event = _bounded(event)
+        if isinstance(event, Vitals):
             now["vitals"] = event
         elif isinstance(event, Eval):
             self._eval(event)
@@ -219,6 +292,8 @@ class Reducer:
         elif isinstance(event, Verdict):
             if event.id in self._stated or len(self._stated) < MAX_MARKS:
                 self._stated[event.id] = event
+                if self._source.judged_by_us:
+                    self._history.append(event)
         elif isinstance(event, Checkpoint | CheckpointFailed):
             self._checkpoints.append(event)
         elif isinstance(event, Projection):
@@ -227,29 +302,50 @@ class Reducer:
             now["end"] = event
         elif isinstance(event, Run):
             now["run"], now["end"] = event, None  # a later attempt: the run goes on
-        self._log.extend(LogLine(t, _level(event), line) for line in human_lines(event, now.get("run")))
+        if not self._source.verbatim:
+            self._lines += [LogLine(t, level_of(event), line) for line in human_lines(event, now.get("run"))]
 
-    def _step(self, event: Step) -> None:
-        self._now["last_step"] = event
-        self._now.setdefault("first_step", event)
-        rows = self._rows
-        while rows and rows[-1][0] >= event.step:  # made again, since the same batch
-            rows.pop()
-        if event.again and self._evals and self._evals[-1].step >= event.step:
-            self._evals = [e for e in self._evals if e.step < event.step]
-        rows.append(
-            (
-                event.step,
-                event.t,
-                event.loss,
-                event.ce,
-                event.kd,
-                event.lr,
-                event.grad_norm,
-                event.tokens,
-                event.seconds,
-            )
-        )
+    def _see_calm(self, events: list[Event]) -> None:
+        """Events that came one after the other, of the kinds that most are of, taken together."""
+        now, times = self._now, list(map(_time_of, events))
+        now["last_t"] = times[-1]
+        now["first_t"] = now["first_t"] or next(filter(None, times), 0.0)
+        self._phase_latest = max(self._phase_latest, *times)
+        for event, verdicts in self._judge.observe_calm(events):
+            self._history += [msgspec.structs.replace(verdict, t=event.t, seq=event.seq) for verdict in verdicts]
+        steps = [event for event in events if isinstance(event, Step)]
+        if steps:
+            self._steps(steps)
+        if len(steps) < len(events):
+            self._lines += [event for event in events if isinstance(event, Log)]
+            for beat in [event for event in events if isinstance(event, Heartbeat)][-1:]:
+                now["heartbeat"] = beat
+
+    def _steps(self, steps: list[Step]) -> None:
+        now = self._now
+        now["last_step"] = steps[-1]
+        now.setdefault("first_step", steps[0])
+        if self._evals and any(map(_is_again, steps)):
+            lowest = min(event.step for event in steps if event.again)
+            self._evals = [e for e in self._evals if e.step < lowest]
+        numbers, fresh = list(map(_number_of_step, steps)), self._fresh
+        if all(map(lt, numbers, islice(numbers, 1, None))) and (not fresh or fresh[-1].step < numbers[0]):
+            fresh += steps
+        else:
+            for event in steps:
+                while fresh and fresh[-1].step >= event.step:  # made again, since the same batch
+                    fresh.pop()
+                fresh.append(event)
+
+    def _take_over(self) -> None:
+        """What waited for the end of a batch."""
+        fresh = self._fresh
+        if fresh:
+            columns = [np.fromiter(map(column, fresh), np.float64, len(fresh)) for column in _columns_of_step]
+            self._buffer.append(np.stack(columns))
+            self._fresh = []
+        self._log = self._log.then(LogPart(self._lines, self._source.verbatim))
+        self._lines = []
 
     def _eval(self, event: Eval) -> None:
         while self._evals and self._evals[-1].step > event.step:
@@ -257,32 +353,30 @@ class Reducer:
         self._evals.append(event)
 
     def _phase(self, event: Phase) -> None:
-        self._phases[:] = self._spans()
+        self._phases[-1:] = self._last_span()
         self._phases.append(PhaseSpan(event.name, event.t, 0.0, event.budget_seconds))
         self._phase_latest = event.t
 
     def _spans(self) -> tuple[PhaseSpan, ...]:
-        """The phases, the last one with the time that it has taken; a clock set back makes it no shorter."""
-        if not self._phases:
-            return ()
-        last = self._phases[-1]
-        return (*self._phases[:-1], replace(last, seconds=max(0.0, self._phase_latest - last.started)))
+        return (*self._phases[:-1], *self._last_span())
 
-
-def _level(event: Event) -> str:
-    if isinstance(event, Log):
-        return event.level
-    if isinstance(event, CheckpointFailed) or (isinstance(event, Verdict) and event.verdict == FAIL):
-        return "error"
-    if isinstance(event, End) and event.status != "COMPLETED":
-        return "error"
-    return "info"
+    def _last_span(self) -> list[PhaseSpan]:
+        """The last phase, if any, with the time that it has taken; a clock set back makes it no shorter."""
+        return [replace(last, seconds=max(0.0, self._phase_latest - last.started)) for last in self._phases[-1:]]
 
 
 def _step_of(steps: StepSeries, row: int) -> Step:
     """A row of the series as the event that it came from."""
     values = {name: steps.column(name)[row].item() for name in STEP_COLUMNS}
     return Step(**(values | {"step": int(values["step"]), "tokens": int(values["tokens"])}))
+
+
+def _bounded(event: _Mark) -> _Mark:
+    """A mark as it is kept; no writer of ours makes one that is cut here."""
+    texts = {name: text for name in event.__struct_fields__ if isinstance(text := getattr(event, name), str)}
+    if sum(map(len, texts.values())) <= _LONG:
+        return event
+    return msgspec.structs.replace(event, **{name: clean(text, _CUT) for name, text in texts.items()})
 
 
 def _pending(verdict: Verdict) -> Verdict:

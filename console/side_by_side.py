@@ -38,6 +38,8 @@ class Line:
     cells: tuple[Cell, ...]
     measured: bool = False
     """Numbers whose change in percent says something."""
+    always: bool = False
+    """Good to see where all runs agree, too."""
 
     def differs_at(self, index: int) -> bool:
         """Whether a run has it otherwise than the first."""
@@ -47,6 +49,12 @@ class Line:
     def differs(self) -> bool:
         """Whether any run has it otherwise than the first."""
         return any(map(self.differs_at, range(1, len(self.cells))))
+
+    @property
+    def conflicts(self) -> bool:
+        """Whether two of the runs that are known to have it have it otherwise."""
+        there = [cell.value for cell in self.cells if cell.value is not None]
+        return any(not _same(value, there[0]) for value in there)
 
     def change(self, index: int) -> float | None:
         """By what fraction of the first run's number a run's number is larger; None where that says nothing."""
@@ -128,7 +136,7 @@ def document(runs: Sequence[LoadedRun], sections: Sequence[Section]) -> dict[str
     return {
         "schema": SCHEMA,
         "runs": [
-            {"id": run.path.name, "name": name, "path": str(run.path)}
+            {"id": run.path.name, "name": name, "path": str(run.path), "kind": run.kind.value}
             for name, run in zip(labels(runs), runs, strict=True)
         ],
         "sections": [

@@ -32,6 +32,11 @@ def date(t: float) -> str:
     return _local(t, "%Y-%m-%d %H:%M")
 
 
+def stamp(t: float, timed: bool) -> str:
+    """Unix seconds as the local time of day; `line 1,024` where times are numbers of lines."""
+    return clock(t) if timed else f"line {t:,.0f}"
+
+
 def _local(t: float, form: str) -> str:
     try:
         return time.strftime(form, time.localtime(t))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from console.replay import Replay
 from console.run_state import RunState
 from dispatch.liveness import Liveness
 from dispatch.manifest import ExitRecord, Manifest
 from dispatch.manifest import RunState as HostState
+
+if TYPE_CHECKING:
+    from console.run_reader import LoadedRun
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,15 @@ class View:
     Args:
         state: the run, cut at `now` when the operator looks at its past.
         link: how it is reached.
-        now: Unix seconds; for an ended run, the time of its last event.
+        now: Unix seconds; for an ended run, the time of its last event. A line's number where the lines have no times.
         manifest: who, where and with what; None where a directory has none.
         smoke_seconds: p10, p50, p90 that a smoke of the same configuration promised for all steps.
         scrubbed: an earlier moment is shown than the latest known one.
         notes: anything that the operator should know of this view, such as checksums that differ.
+        replay: the place of an earlier moment, and whether it is played from there on.
+        last_t: `state.last_t` of all that is known, where an earlier moment is shown.
+        review: past evidence as it was read, which is looked at and not followed; None of a run that is followed.
+        reading: bytes of the evidence that were read, and that there are, as long as there are more to read.
     """
 
     state: RunState = field(default_factory=RunState)
@@ -56,3 +65,12 @@ class View:
     smoke_seconds: tuple[float, float, float] | None = None
     scrubbed: bool = False
     notes: tuple[str, ...] = ()
+    replay: Replay = field(default_factory=Replay)
+    last_t: float = 0.0
+    review: LoadedRun | None = None
+    reading: tuple[int, int] | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Times are times, and not numbers of lines."""
+        return self.state.source.timed

@@ -60,6 +60,20 @@ class Checked:
     """Listed weights that are not here, which is no problem: they stayed on the host, or were not fetched."""
 
 
+@dataclass(frozen=True, slots=True)
+class FileCheck:
+    """One file of a directory, listed or not, held against the list."""
+
+    name: str
+    """As it is listed, or as it stands there: not cleaned."""
+    stated: str | None
+    """SHA-256 by the list; None where it is not listed."""
+    found: str | None
+    """SHA-256 of what is there; None where it was not read."""
+    problem: str | None
+    """What is wrong: `changed`, `missing`, `not listed in SHA256SUMS` and the like; None where nothing is."""
+
+
 def is_weight(name: str) -> bool:
     """Whether a file of a run may be left on the host that made it."""
     return name.partition("/")[0] in WEIGHTS
@@ -122,6 +136,17 @@ def write_sums(directory: Path, files: Mapping[str, str]) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
+def form_problem(raw: bytes) -> str | None:
+    """Where a SHA256SUMS is not written as `write_sums` writes the same hashes, such as a line moved or doubled."""
+    sums = parse_sums(raw, SUMS)
+    lines, wanted = raw.split(b"\n"), text_of(sums.files).split(b"\n")
+    if sums.broken or lines == wanted:
+        return sums.broken[0] if sums.broken else None
+    both = zip(lines, wanted, strict=False)
+    number = next((at for at, (line, other) in enumerate(both, 1) if line != other), min(len(lines), len(wanted)))
+    return f"{SUMS}: line {number} is not as it was written: moved, doubled, or in another form"
+
+
 def parse_sums(raw: bytes, source: str) -> Sums:
     """The contents of a SHA256SUMS, which may come from elsewhere: names are not trusted.
 
@@ -151,12 +176,20 @@ def read_sums(directory: Path) -> Sums:
     Raises:
         RunError: there is none, or it cannot be read.
     """
+    return parse_sums(sums_bytes(directory), str(directory / SUMS))
+
+
+def sums_bytes(directory: Path) -> bytes:
+    """The SHA256SUMS of a directory as it stands.
+
+    Raises:
+        RunError: there is none, or it cannot be read.
+    """
     path = directory / SUMS
     try:
-        raw = read_regular(path, MAX_BYTES)
+        return read_regular(path, MAX_BYTES)
     except OSError as error:
         raise RunError(f"{path}: {error.strerror}", expected="the checksums of an ended run") from None
-    return parse_sums(raw, str(path))
 
 
 def check_sums(directory: Path, *, weights: bool = True, progress: Progress = lambda name, count: None) -> Checked:
@@ -188,6 +221,28 @@ def check_sums(directory: Path, *, weights: bool = True, progress: Progress = la
     return Checked(sums.evidence_id, (*problems, *_unlisted(directory, sums)), tuple(absent))
 
 
+def recompute(directory: Path, sums: Sums, progress: Progress = lambda name, count: None) -> list[FileCheck]:
+    """Every file of a directory with its hash computed anew, weights too: first the listed ones, then the others.
+
+    Args:
+        directory: of an ended run.
+        sums: its list.
+        progress: told how far it is.
+
+    Raises:
+        RunError: the directory cannot be read.
+    """
+    checks = []
+    for name, stated in sums.files.items():
+        found, problem = _look(directory, name, progress)
+        problem = "changed" if problem is None and found != stated else problem
+        checks.append(FileCheck(name, stated, found, problem))
+    for line in _unlisted(directory, sums):
+        name, _, problem = line.rpartition(": ")
+        checks.append(FileCheck(name, None, None, problem))
+    return checks
+
+
 def verify_sums(directory: Path) -> tuple[str, ...]:
     """The problems that `check_sums` finds."""
     return check_sums(directory).problems
@@ -213,7 +268,7 @@ def _version(directory: Path) -> int:
 
 
 def _difference(directory: Path, name: str, wanted: str | None, progress: Progress) -> str | None:
-    """What is wrong with one file of the list. The list may come from elsewhere: nothing is read outside.
+    """What is wrong with one file of the list.
 
     Args:
         directory: of the run.
@@ -221,17 +276,26 @@ def _difference(directory: Path, name: str, wanted: str | None, progress: Progre
         wanted: its hash; None looks only whether it is there.
         progress: told how far it is.
     """
+    found, problem = _look(directory, name, None if wanted is None else progress)
+    return "changed" if problem is None and found != wanted else problem
+
+
+def _look(directory: Path, name: str, progress: Progress | None) -> tuple[str | None, str | None]:
+    """A listed file's hash, or why there is none. The list may come from elsewhere: nothing is read outside.
+
+    Without `progress` it is not read, and the hash is None.
+    """
     file = directory / name
     try:
         if Path(name).is_absolute() or ".." in Path(name).parts or file.is_symlink():
-            return _NO_FILE
+            return None, _NO_FILE
         if not file.exists():
-            return "missing"
+            return None, "missing"
         if not file.is_file() or not file.resolve().is_relative_to(directory.resolve()):
-            return _NO_FILE
-        return None if wanted is None or sha256_told(file, name, progress) == wanted else "changed"
+            return None, _NO_FILE
+        return None if progress is None else sha256_told(file, name, progress), None
     except (OSError, ValueError) as error:  # a NUL in the name, a name that is too long, no permission
-        return f"cannot be read: {clean(str(getattr(error, 'strerror', None) or error), 100)}"
+        return None, f"cannot be read: {clean(str(getattr(error, 'strerror', None) or error), 100)}"
 
 
 def sha256_told(path: Path, name: str, progress: Progress) -> str:

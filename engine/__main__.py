@@ -61,10 +61,11 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         with contextlib.suppress(OSError):  # standard error is a file on the same disk
             print(f"error: {run_dir / 'events.jsonl'}: {error}", file=sys.stderr)
+    code = ExitCode.UNDECIDED if end.exit_code is None else end.exit_code
     if "engine.trainer" not in sys.modules:
         sys.stdout.flush()
-        os._exit(end.exit_code)  # half of torch is loaded: it is not to be trusted to clean up
-    return end.exit_code
+        os._exit(code)  # half of torch is loaded: it is not to be trusted to clean up
+    return code
 
 
 def _train(

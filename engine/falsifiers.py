@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
-from fractions import Fraction
+from collections.abc import Collection, Iterable, Sequence
+from functools import reduce
+from operator import add, attrgetter
 
 from engine.contract import (
     LIMITS,
@@ -26,12 +27,15 @@ from engine.contract import (
     Trend,
     builtin_contract,
     limit_of,
+    metrics_of,
     parse_contract,
 )
 from engine.errors import ExitCode
-from engine.stream import End, Eval, Event, Measure, Phase, Projection, Run, Step, Verdict, Vitals
+from engine.judging import Clock, as_text, counted, keep_extreme, mean_of, short_name
+from engine.stream import End, Eval, Event, Heartbeat, Log, Measure, Phase, Projection, Run, Step, Verdict, Vitals
 
 __all__ = [
+    "CALM",
     "FAIL",
     "FIRST_PHASE",
     "JUDGE_PHASE",
@@ -50,6 +54,14 @@ FIRST_PHASE = "import"
 """What every attempt of a run begins with."""
 JUDGE_PHASE = "judge"
 """The phase whose beginning closes every falsifier that waits for the end; its `detail` is why training ended."""
+_SAID = frozenset((Verdict, End, Vitals))
+"""What was said of the run or of the machine: nothing of it may change a verdict, not even by its time. A reader that
+does not know vitals and skips them judges the same."""
+_JUDGED = frozenset((Run, Phase, Measure, Step, Eval, Projection))
+"""Of the other kinds nothing counts but their time."""
+CALM = frozenset((Step, Heartbeat, Log))
+"""What nearly all events of a stream are."""
+_seconds, _again = attrgetter("seconds"), attrgetter("again")
 
 
 def exit_code_of(verdicts: Iterable[Verdict]) -> ExitCode:
@@ -85,13 +97,14 @@ class Judge:
         self._takers: dict[str, list[_State]] = {}
         self._watchers: list[_State] = []
         self._run: Run | None = None
-        self._clock = _Clock()
+        self._clock = Clock()
         self._phase = ""
         self._phase_budget: float | None = None
         self._step, self._steps_seen, self._steps_made = 0, 0, 0
         self._step_seconds = self._longest_wait = 0.0
         self._finals: dict[str, float] = {}
-        self._fields = _fields(contract)
+        self._named = {name for falsifier in contract.falsifiers for name in metrics_of(falsifier)}
+        self._fields = _fields(self._named)
         self._changed: dict[str, str] = {}
         """Of each falsifier that the present event touched: the verdict before it."""
 
@@ -102,23 +115,31 @@ class Judge:
 
     def observe(self, event: Event) -> list[Verdict]:
         """The verdicts that this event changed."""
-        # What was said of the run or of the machine: nothing of it may change a verdict, not even by its time. A reader
-        # that does not know vitals and skips them judges the same.
-        if isinstance(event, Verdict | End | Vitals):
+        kind = type(event)
+        if kind in _SAID:
             return []
         if isinstance(event, Run):
             self._begin(event)
         self._changed.clear()
         if isinstance(event, Phase) and event.name == FIRST_PHASE:  # between two attempts nobody waited for a step
-            self._clock, self._phase, self._phase_budget = _Clock(), "", None
+            self._clock, self._phase, self._phase_budget = Clock(), "", None
         self._clock.advance(event.t)
         # Before the event ends the wait: where no heartbeat came in between, it alone shows how long that was.
         for state in self._watchers:
             if state.verdict == PENDING and isinstance(state.falsifier, NoStall):
                 self._watch(state, state.falsifier)
+        if kind in _JUDGED:
+            self._count(event)
+        if not self._changed:
+            return []
+        return [self._as_event(s) for s in self._states if s.verdict != self._changed.get(s.falsifier.id, s.verdict)]
+
+    def _count(self, event: Event) -> None:
         self._advance(event)
         if isinstance(event, Measure):
-            self._note(f"measure.{event.name}", event.value)
+            name = f"measure.{event.name}"
+            if name in self._named:  # a stream may measure ever new things
+                self._note(name, event.value)
         else:
             for field, name in self._fields.get(type(event), ()):
                 value = getattr(event, field)
@@ -128,9 +149,40 @@ class Judge:
             for state in self._states:
                 if state.verdict == PENDING:
                     self._close(state, event.detail)
-        if not self._changed:
+
+    def observe_calm(self, events: Sequence[Event]) -> list[tuple[Event, list[Verdict]]]:
+        """Those of several events, all of `CALM`, that changed verdicts, with these: what `observe` gives, sooner."""
+        if self._take_calm(events):
             return []
-        return [self._as_event(s) for s in self._states if s.verdict != self._changed.get(s.falsifier.id, s.verdict)]
+        return [(event, changed) for event in events if (changed := self.observe(event))]
+
+    def _take_calm(self, events: Sequence[Event]) -> bool:
+        """Takes all events at once where it is certain that none changes a verdict; False, and nothing done, if not."""
+        if not events:
+            return True
+        waits = self._clock.ahead([(event.t, type(event) is Step) for event in events])
+        for state in self._watchers:
+            if state.verdict == PENDING and isinstance(state.falsifier, NoStall):
+                stalled = self._phase == "train" and waits.longest > state.falsifier.seconds
+                if stalled or (self._phase_budget is not None and waits.in_phase > self._phase_budget):
+                    return False
+        steps = [event for event in events if isinstance(event, Step)]
+        noted = [(name, [float(getattr(s, field)) for s in steps]) for field, name in self._fields[Step] if steps]
+        for name, values in noted:
+            if any(_might_change(state, values) for state in self._takers.get(name, ())):
+                return False
+        for name, values in noted:
+            self._finals[name] = values[-1]
+            for state in self._takers.get(name, ()):
+                _take_all(state, values)
+        if self._phase == "train":
+            self._longest_wait = max(self._longest_wait, waits.longest_ended)
+        self._clock.last, self._clock.waited, self._clock.in_phase = events[-1].t, waits.waited, waits.in_phase
+        if steps:
+            self._step, self._steps_seen = steps[-1].step, self._steps_seen + len(steps)
+            self._steps_made += len(steps) - sum(map(_again, steps))
+            self._step_seconds = reduce(add, map(_seconds, steps), self._step_seconds)
+        return True
 
     def _note(self, name: str, value: float) -> None:
         self._finals[name] = value
@@ -174,7 +226,7 @@ class Judge:
         f = state.falsifier
         if isinstance(f, Threshold):
             if f.over != "each":
-                _keep_extreme(state.values, value, f.over)
+                keep_extreme(state.values, value, f.over)
             elif state.verdict != FAIL:
                 self._hold(state, f, value)
         elif isinstance(f, Trend):
@@ -185,7 +237,7 @@ class Judge:
         elif isinstance(f, Finite) and state.verdict == PENDING:
             state.values[:] = [value]
             if not math.isfinite(value):
-                self._set(state, FAIL, f"{_number(value)} at step {self._step}")
+                self._set(state, FAIL, f"{as_text(value)} at step {self._step}")
 
     def _watch(self, state: _State, f: NoStall) -> None:
         clock = self._clock
@@ -203,11 +255,11 @@ class Judge:
         if isinstance(f, Threshold) and state.values:
             self._hold(state, f, state.values[0])
         elif isinstance(f, Trend) and len(state.values) >= 2 * f.window:
-            first, last = (_mean(v) for v in (state.values[: f.window], state.values[-f.window :]))
+            first, last = (mean_of(v) for v in (state.values[: f.window], state.values[-f.window :]))
             gain = first - last if f.direction == "falls" else last - first
             # What is not finite is beyond everything, and still no trend.
             holds = math.isfinite(first) and math.isfinite(last) and gain > 0 and gain >= abs(first) * f.by
-            self._set(state, PASS if holds else FAIL, f"{_number(first)} to {_number(last)}")
+            self._set(state, PASS if holds else FAIL, f"{as_text(first)} to {as_text(last)}")
         elif isinstance(f, Finite) and state.values:
             self._set(state, PASS, f"all finite to step {self._step}")
         elif isinstance(f, Present):
@@ -219,18 +271,18 @@ class Judge:
         elif isinstance(f, ExactSteps):
             goal = self._steps_asked()
             by_budget = reason == "budget" and self._steps_made < goal
-            ended = _counted(self._steps_made, "step") + (", ended by the time budget" if by_budget else "")
+            ended = counted(self._steps_made, "step") + (", ended by the time budget" if by_budget else "")
             self._set(state, PASS if self._steps_made == goal or by_budget else FAIL, ended)
         elif isinstance(f, NoStall):
             self._set(state, UNKNOWN, "not enough data: no step")
         else:
             needed = f" of {2 * f.window}" if isinstance(f, Trend) else ""
-            self._set(state, UNKNOWN, f"not enough data: {_counted(len(state.values), 'value', needed)}")
+            self._set(state, UNKNOWN, f"not enough data: {counted(len(state.values), 'value', needed)}")
 
     def _close_present(self, state: _State, f: Present) -> None:
         missing = [name for name in f.metrics if name not in self._finals]
         seen = {name: self._finals[name] for name in f.metrics if name in self._finals}
-        told = [f"{name} {_number(value)}" for name, value in seen.items()]
+        told = [f"{name} {as_text(value)}" for name, value in seen.items()]
         if not all(map(math.isfinite, seen.values())):
             self._set(state, FAIL, ", ".join(told))
         elif missing:
@@ -246,17 +298,17 @@ class Judge:
         if missing and not broken:
             self._set(state, UNKNOWN, f"missing: {', '.join(missing)}")
             return
-        told = ", ".join(f"{_short(name)} {_number(value)}" for name, value in (broken or seen).items())
+        told = ", ".join(f"{short_name(name)} {as_text(value)}" for name, value in (broken or seen).items())
         self._set(state, FAIL if broken else PASS, told)
 
     def _hold(self, state: _State, f: Threshold, value: float) -> None:
         name, limit = limit_of(f, self._precision())
         if math.isnan(limit):
-            self._set(state, UNKNOWN, f"{_number(value)}, and no limit for precision {self._precision()}")
+            self._set(state, UNKNOWN, f"{as_text(value)}, and no limit for precision {self._precision()}")
             return
         holds = {"at_most": value <= limit, "at_least": value >= limit, "below": value < limit, "above": value > limit}
-        shown = _number(value)
-        if shown == _number(limit) and value != limit:
+        shown = as_text(value)
+        if shown == as_text(limit) and value != limit:
             shown = repr(value)  # "expected < 3, observed 3" would say nothing
         self._set(state, PASS if holds[name] else FAIL, shown)
 
@@ -278,19 +330,19 @@ class Judge:
             which = "" if f.over == "each" else f"{f.over} "
             if math.isnan(limit):
                 return f"{which}{short} {LIMITS[name]} a limit for precision {self._precision()}"
-            return f"{which}{short} {LIMITS[name]} {_number(limit)}"
+            return f"{which}{short} {LIMITS[name]} {as_text(limit)}"
         if isinstance(f, Trend):
             by = f" by {100 * f.by:.4g}% or more" if f.by else ""
             return f"{f.metric} {f.direction}{by}"
         if isinstance(f, ExactSteps):
             budget = ", or fewer by the time budget" if self._run and self._run.budget_seconds is not None else ""
-            return f"exactly {_counted(self._steps_asked(), 'step')}{budget}"
+            return f"exactly {counted(self._steps_asked(), 'step')}{budget}"
         if isinstance(f, NoStall):
             return f"a step within {f.seconds:g} s or {f.factor:g} mean steps"
         if isinstance(f, Finite):
             return f"{f.metric} always finite"
         if isinstance(f, AllAtMost):
-            return ", ".join(f"{_short(name)} <= {_number(limit)}" for name, limit in f.limits.items())
+            return ", ".join(f"{short_name(name)} <= {as_text(limit)}" for name, limit in f.limits.items())
         return f"present: {', '.join(f.metrics)}"
 
     @staticmethod
@@ -307,9 +359,8 @@ class Judge:
         )
 
 
-def _fields(contract: Contract) -> dict[type[Event], tuple[tuple[str, str], ...]]:
+def _fields(wanted: Collection[str]) -> dict[type[Event], tuple[tuple[str, str], ...]]:
     """Of each kind of event the fields that the contract looks at, each with the metric's name."""
-    wanted = {name for falsifier in contract.falsifiers for name in _metrics(falsifier)}
     kinds: tuple[tuple[str, type[Event]], ...] = (("step", Step), ("eval", Eval), ("projection", Projection))
     return {
         kind: tuple((name.removeprefix(f"{tag}."), name) for name in METRICS if name in wanted and name.startswith(tag))
@@ -317,63 +368,21 @@ def _fields(contract: Contract) -> dict[type[Event], tuple[tuple[str, str], ...]
     }
 
 
-def _metrics(falsifier: Kind) -> Iterable[str]:
-    if isinstance(falsifier, Threshold | Trend | Finite):
-        return (falsifier.metric,)
-    if isinstance(falsifier, Present):
-        return falsifier.metrics
-    return falsifier.limits if isinstance(falsifier, AllAtMost) else ()
+def _might_change(state: _State, values: Sequence[float]) -> bool:
+    f = state.falsifier
+    if isinstance(f, Threshold):
+        return f.over == "each" and state.verdict != FAIL
+    return isinstance(f, Finite) and state.verdict == PENDING and not all(map(math.isfinite, values))
 
 
-def _mean(values: list[float]) -> float:
-    """The mean; NaN or infinite where a value is, and as good as exact however large finite values are."""
-    if not all(map(math.isfinite, values)):
-        return sum(values)
-    try:
-        return math.fsum(values) / len(values)
-    except OverflowError:  # the sum is no float any more; the mean is
-        return float(sum(map(Fraction, values)) / len(values))
-
-
-def _keep_extreme(values: list[float], value: float, over: str) -> None:
-    """Keeps the value that counts; NaN stays once it was seen, whatever comes before or after it."""
-    if values and over != "last" and not math.isnan(value):
-        held = values[0]
-        if math.isnan(held) or (held <= value if over == "min" else held >= value):
-            return
-    values[:] = [value]
-
-
-def _counted(count: int, unit: str, of: str = "") -> str:
-    return f"{count:,}{of} {unit}{'' if count == 1 and not of else 's'}"
-
-
-def _short(metric: str) -> str:
-    # Several in one line: what they all begin with says nothing.
-    return metric.removeprefix("measure.")
-
-
-def _number(value: float) -> str:
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    return f"{value:.4f}".rstrip("0").rstrip(".") if 1e-2 <= abs(value) < 1e6 else f"{value:.3g}"
-
-
-class _Clock:
-    """Time by the events' own stamps; a wall clock that is set back neither undoes a wait nor makes one."""
-
-    def __init__(self) -> None:
-        self._last: float | None = None
-        self.waited = self.in_phase = 0.0
-
-    def advance(self, t: float) -> None:
-        passed = 0.0 if self._last is None else max(0.0, t - self._last)
-        self._last = t
-        self.waited += passed
-        self.in_phase += passed
-
-    def begin_wait(self) -> None:
-        self.waited = 0.0
-
-    def begin_phase(self) -> None:
-        self.waited = self.in_phase = 0.0
+def _take_all(state: _State, values: Sequence[float]) -> None:
+    """What `Judge._take` does with one value after the other, where no verdict changes."""
+    f = state.falsifier
+    if isinstance(f, Threshold) and f.over != "each":
+        for value in values:
+            keep_extreme(state.values, value, f.over)
+    elif isinstance(f, Trend):
+        state.values += values
+        del state.values[f.window : max(f.window, len(state.values) - f.window)]
+    elif isinstance(f, Finite) and state.verdict == PENDING:
+        state.values[:] = values[-1:]

@@ -26,10 +26,14 @@ Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """An integer as other languages have it; a longer one in a stream is an error there and nowhere later."""
 
 
+Version = Annotated[int, msgspec.Meta(ge=VERSION, le=VERSION)]
+"""No other one is decoded."""
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=str.lower):
     """What every event carries; the writer stamps these four fields."""
 
-    v: Integer = VERSION
+    v: Version = VERSION
     run: str = ""
     seq: Integer = -1
     t: float = 0.0
@@ -204,11 +208,14 @@ class Log(Event, frozen=True, kw_only=True):
 
 
 class End(Event, frozen=True, kw_only=True):
-    """The run is over. `status` is COMPLETED, FAILED, STOPPED, TIMEOUT or CRASHED."""
+    """The run is over. `status` is COMPLETED, FAILED, STOPPED, TIMEOUT or CRASHED.
+
+    `exit_code` is None where nobody said one: logs of other programs tell how a run ended, and not with what.
+    """
 
     status: str
     reason: str
-    exit_code: Integer
+    exit_code: Integer | None
     steps: Integer
     seconds: float
     summary: dict[str, float] = {}
@@ -223,7 +230,7 @@ _FLOAT_FIELDS: dict[str, frozenset[str]] = {
     tag: frozenset(f.name for f in msgspec.structs.fields(cls) if "float" in str(f.type))
     for tag, cls in _BY_TAG.items()
 }
-_decoder = msgspec.json.Decoder(
+EVENT_DECODER = msgspec.json.Decoder(
     Run | Inputs | Phase | Heartbeat | Vitals | Measure | Step | Eval
     | Checkpoint | CheckpointFailed | Projection | Verdict | Log | End
 )  # fmt: skip
@@ -258,19 +265,19 @@ def decode_line(line: bytes) -> Event | None:
         StreamError: not JSON, not an object, another format version, or a known event with wrong fields.
     """
     try:
-        event: Event | None = _decoder.decode(line)
+        event: Event | None = EVENT_DECODER.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         event = _decode_slowly(line)
     if event is None:
         return None
     # A field that is not there reads as its default, and only the line itself tells the one from the other.
-    if event.v != VERSION or b'"v"' not in line:
-        raise _unknown_version(event.v if b'"v"' in line else None)
+    if b'"v"' not in line:
+        raise _unknown_version(None)
     if event.seq < 0 or not event.run:
         raise StreamError("stream: an event without run or seq", expected="a stream that was written whole")
     # JSON holds control characters only as escapes: a plain ASCII line without a backslash has nothing to clean.
     if b"\\" in line or b"\x7f" in line or not line.isascii():
-        return _cleaned(event)
+        return cleaned(event)
     return event
 
 
@@ -344,7 +351,8 @@ def _cut(raw: dict[str, Any], limit: int) -> dict[str, Any]:
     return shorter
 
 
-def _cleaned(event: Event) -> Event:
+def cleaned(event: Event) -> Event:
+    """The event with every text of it made safe to print."""
     changes: dict[str, object] = {}
     for name in event.__struct_fields__:
         value = getattr(event, name)

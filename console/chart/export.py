@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,23 @@ from engine.text import clean
 WIDTH, HEIGHT = 1200, 675
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 24, 74, 52
 _FONT = "DejaVu Sans, Helvetica, Arial, sans-serif"
-_BAD, _BEYOND, _GAP = "#B00020", "#7A4A00", "#8A6D00"
+
+
+class Colours(NamedTuple):
+    """What everything but the curves is drawn in; a page may put others in their place."""
+
+    ground: str = "#ffffff"
+    ink: str = "#222222"
+    faint: str = "#555555"
+    grid: str = "#e4e4e4"
+    axis: str = "#666666"
+    bad: str = "#B00020"
+    beyond: str = "#7A4A00"
+    gap: str = "#8A6D00"
+
+
+COLOURS = Colours()
+_BAD, _BEYOND, _GAP = COLOURS.bad, COLOURS.beyond, COLOURS.gap
 _COLOURS = {
     "total": BLUE, "ce": VERMILLION, "kd": PURPLE, "held-out": "#8A6D00", "agreement": BLUE, "cosine": GREEN,
     **{f"run-{i}": colour for i, colour in enumerate(RUN_COLOURS_LIGHT)},
@@ -43,7 +59,7 @@ def csv_lines(plot: Plot) -> Iterator[str]:
     """All points of every series of a page, whatever part of it is looked at; lines with their ends.
 
     Columns are `CSV_COLUMNS`; numbers are written so that reading them back gives the same bits, and NaN, Infinity and
-    -Infinity as in the training stream. `run` is empty where there is one run.
+    -Infinity as in the training stream. `run` is empty where there is one run, and times where a log tells none.
     """
     yield _csv([CSV_COLUMNS])
     for curve in reversed(plot.curves):
@@ -52,7 +68,12 @@ def csv_lines(plot: Plot) -> Iterator[str]:
         for begin in range(0, curve.lane.rows, _CHUNK):
             part = slice(begin, begin + _CHUNK)
             rows = zip(steps[part].tolist(), times[part].tolist(), values[part].tolist(), strict=True)
-            yield _csv([(run, series, f"{step:.0f}", _exact(t), _exact(value)) for step, t, value in rows])
+            yield _csv(
+                [
+                    (run, series, f"{step:.0f}", _exact(t) if plot.timed else "", _exact(value))
+                    for step, t, value in rows
+                ]
+            )
 
 
 def _csv(rows: list[Any]) -> str:
@@ -70,16 +91,17 @@ def _escaped(text: str) -> str:
     return clean(text, 200).translate(_ESCAPES)
 
 
-def svg(plot: Plot, look: Look, title: str) -> str:
+def svg(plot: Plot, look: Look, title: str, height: int = HEIGHT) -> str:
     """The picture as an SVG document on white, complete in itself.
 
     Args:
         plot: what to draw.
         look: how; the cursor is left out.
         title: written over it, as text.
+        height: of the picture, in its own units; it is `WIDTH` wide.
     """
     with np.errstate(all="ignore"):
-        return _Picture(plot, replace(look, cursor=None)).document(title)
+        return _Picture(plot, replace(look, cursor=None), height).document(title)
 
 
 def png(document: str) -> bytes:
@@ -110,9 +132,9 @@ def pictures(plot: Plot, look: Look, title: str) -> dict[str, str | bytes]:
 class _Picture:
     """An SVG document in the making."""
 
-    def __init__(self, plot: Plot, look: Look) -> None:
-        self.plot, self.look = plot, look
-        self.width, self.height = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
+    def __init__(self, plot: Plot, look: Look, height: int = HEIGHT) -> None:
+        self.plot, self.look, self.whole = plot, look, height
+        self.width, self.height = WIDTH - _LEFT - _RIGHT, height - _TOP - _BOTTOM
         self.window = window_of(replace(plot, growing=False), look)
         self.shapes = shapes_of(plot, look, self.window, self.width)
         self.scale: Scale = scale_of(plot, look, self.shapes)
@@ -124,7 +146,7 @@ class _Picture:
         """Everything."""
         self._axes()
         if self.plot.empty:
-            self._text(WIDTH / 2, HEIGHT / 2, self.plot.message, anchor="middle", colour="#555555")
+            self._text(WIDTH / 2, self.whole / 2, self.plot.message, anchor="middle", colour=COLOURS.faint)
         for shape in self.shapes:
             if shape.line is not None and shape.curve.kind == "main":
                 self._band(shape)
@@ -138,15 +160,15 @@ class _Picture:
         self._legend()
         safe = _escaped(title)
         head = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
-            f'viewBox="0 0 {WIDTH} {HEIGHT}" font-family="{_FONT}" font-size="13">\n<title>{safe}</title>\n'
-            f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>\n'
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{self.whole}" '
+            f'viewBox="0 0 {WIDTH} {self.whole}" font-family="{_FONT}" font-size="13">\n<title>{safe}</title>\n'
+            f'<rect width="{WIDTH}" height="{self.whole}" fill="{COLOURS.ground}"/>\n'
             f'<clipPath id="plot"><rect x="{_LEFT}" y="{_TOP}" width="{self.width}" height="{self.height}"/></clipPath>'
         )
         self._text(_LEFT, 26, title, size=16, weight="bold")
         return "\n".join((head, *self.parts, "</svg>\n"))
 
-    def _text(self, x: float, y: float, text: str, *, anchor: str = "start", colour: str = "#222222",
+    def _text(self, x: float, y: float, text: str, *, anchor: str = "start", colour: str = COLOURS.ink,
               size: int = 13, weight: str = "normal") -> None:  # fmt: skip
         self.parts.append(
             f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="{size}" '
@@ -157,20 +179,20 @@ class _Picture:
         bottom = _TOP + self.height
         for tick in self.scale.ticks(10):
             y = _TOP + (self.scale.high - tick.at) / (self.scale.high - self.scale.low) * self.height
-            self.parts.append(f'<path d="M{_LEFT} {y:.1f}h{self.width}" stroke="#e4e4e4"/>')
+            self.parts.append(f'<path d="M{_LEFT} {y:.1f}h{self.width}" stroke="{COLOURS.grid}"/>')
             self._text(_LEFT - 8, y + 4.5, tick.label, anchor="end")
         low, high = self.window
         for tick in x_ticks(self.look.axis, low, high, self.width // 8):
             x = _LEFT + (tick.at - low) / (high - low) * self.width
-            self.parts.append(f'<path d="M{x:.1f} {bottom}v5" stroke="#666666"/>')
+            self.parts.append(f'<path d="M{x:.1f} {bottom}v5" stroke="{COLOURS.axis}"/>')
             self._text(x, bottom + 20, tick.label, anchor="middle")
-        self.parts.append(f'<path d="M{_LEFT} {_TOP}v{self.height}h{self.width}" fill="none" stroke="#666666"/>')
-        self._text(_LEFT + self.width / 2, HEIGHT - 12, "step" if self.look.axis == "step" else "wall time since start",
-                   anchor="middle")  # fmt: skip
+        self.parts.append(f'<path d="M{_LEFT} {_TOP}v{self.height}h{self.width}" fill="none" stroke="{COLOURS.axis}"/>')
+        across = self.plot.unit if self.look.axis == "step" else "wall time since start"
+        self._text(_LEFT + self.width / 2, self.whole - 12, across, anchor="middle")
         loss = self.plot.page == "loss"
         smoothing = f" · line: EMA {self.look.smoothing:g}, area: every step" if self.look.smoothing and loss else ""
         unit = "loss, nats per token" if loss else "on held-out text"
-        self._text(_LEFT, 62, f"{unit}{' · log y' if self.scale.log else ''}{smoothing}", size=12, colour="#555555")
+        self._text(_LEFT, 62, f"{unit}{' · log y' if self.scale.log else ''}{smoothing}", size=12, colour=COLOURS.faint)
         for gap in marks.gaps(self.plot, self.look.axis, self.window, self.width) if loss else []:
             missing = _escaped(gap.text or "steps missing")
             self.parts.append(
@@ -227,7 +249,9 @@ class _Picture:
         return _LEFT + (x - low) / (high - low) * self.width, self._y(shape.curve.lane.values(shape.curve.column)[rows])
 
     def _label(self, x: float, y: float, text: str, colour: str) -> None:
-        """A label at a mark, or some lines lower, or nowhere where others stand already."""
+        """A label at a mark, or some lines lower, or nowhere where others stand already; left of one at the edge."""
+        if x + 7.0 * len(text) > WIDTH:
+            x -= 7.0 * len(text) + 18
         for line in (y, y + 14, y + 28, y + 42):
             right = x + 7.0 * len(text)
             if all(right < a or x > b or abs(line - other) > 12 for a, b, other in self.labels):

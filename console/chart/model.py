@@ -15,6 +15,7 @@ from engine.stream import Eval
 
 Page = Literal["loss", "agreement"]
 PAGES: tuple[Page, ...] = ("loss", "agreement")
+_LOSSES = ("loss", "ce", "kd")
 
 Kind = Literal["main", "line", "points"]
 """A main curve is smoothed over its own dim envelope; a line is one or the other; points are joined thinly."""
@@ -83,6 +84,10 @@ class Plot:
     """More may come: the window is not cut to what is there."""
     now: float | None = None
     """Unix seconds; the time axis reaches as far as this while a run goes on."""
+    unit: str = "step"
+    """What x counts where it counts no time."""
+    timed: bool = True
+    """There is a time axis."""
 
     @property
     def empty(self) -> bool:
@@ -105,10 +110,10 @@ class Plot:
 
 
 class RunLanes:
-    """The lanes of one run, kept up with its state."""
+    """The lanes of one run, kept up with its state; what its source cannot tell has no column."""
 
     def __init__(self) -> None:
-        self.steps = Lane(("loss", "ce", "kd"))
+        self.steps = Lane(_LOSSES)
         self.heldout = Lane(("loss",))
         self.agreement = Lane(("agreement",))
         self.cosine = Lane(("cosine",))
@@ -119,7 +124,9 @@ class RunLanes:
     def update(self, state: RunState) -> bool:
         """Takes a later or earlier state; returns whether a curve changed."""
         changed = False
-        series = state.steps
+        series, told = state.steps, tuple(name for name in _LOSSES if name in state.source.columns)
+        if told != tuple(self.steps.tracks):
+            self.steps, self.state, changed = Lane(told), RunState(), True
         if series is not self.state.steps:
             columns = {name: series.column(name) for name in self.steps.tracks}
             changed = self.steps.update(series.column("step"), series.column("t"), columns)
@@ -144,7 +151,7 @@ class RunLanes:
     @property
     def kd_shown(self) -> bool:
         """There is a teacher, and it has been heard."""
-        return self.teacher and self.steps.tracks["kd"].nonzero
+        return self.teacher and "kd" in self.steps.tracks and self.steps.tracks["kd"].nonzero
 
 
 def _update(lane: Lane, name: str, found: Iterable[tuple[Eval, float | None]]) -> bool:
@@ -155,7 +162,7 @@ def _update(lane: Lane, name: str, found: Iterable[tuple[Eval, float | None]]) -
 
 def one_run(lanes: RunLanes, page: Page, *, live: bool, now: float) -> Plot:
     """A page of the chart of one run."""
-    state, origin = lanes.state, lanes.origin
+    state, origin, source = lanes.state, lanes.origin, lanes.state.source
     going = live and state.end is None
     waiting = f"phase {state.phase}" if state.end is None else f"{state.end.status}: {state.end.reason}"
     now_shown = now if going and lanes.steps.rows else None
@@ -167,25 +174,34 @@ def one_run(lanes: RunLanes, page: Page, *, live: bool, now: float) -> Plot:
         )
         what = "no evaluation with the teacher yet" if lanes.teacher else "this run has no teacher"
         said = f"{what} · {waiting}" if lanes.teacher else what
-        return Plot(page, points, said, state.target_steps, going, now_shown)
+        return Plot(page, points, said, state.target_steps, going, now_shown, source.unit, source.timed)
     curves = [Curve("held-out", "•", lanes.heldout, "loss", "points", slot("held-out"), band, origin, dashed=True)]
     if lanes.kd_shown:
         curves.append(Curve("kd", "┄", lanes.steps, "kd", "line", slot("kd"), band, origin, dashed=True))
-    curves.append(Curve("ce", "─", lanes.steps, "ce", "line", slot("ce"), band, origin))
-    curves.append(Curve("total", "━", lanes.steps, "loss", "main", slot("total"), band, origin))
-    return Plot(page, tuple(curves), f"no step yet · {waiting}", state.target_steps, going, now_shown)
+    if "ce" in lanes.steps.tracks:
+        curves.append(Curve("ce", "─", lanes.steps, "ce", "line", slot("ce"), band, origin))
+    total = "total" if "ce" in lanes.steps.tracks else "loss"
+    curves.append(Curve(total, "━", lanes.steps, "loss", "main", slot("total"), band, origin))
+    nothing = "no step yet" if source.timed or going else "no step is told of"
+    if source.timed or state.end is not None:
+        nothing += f" · {waiting}"
+    return Plot(page, tuple(curves), nothing, state.target_steps, going, now_shown, source.unit, source.timed)
 
 
 def many_runs(runs: Iterable[tuple[str, int, RunLanes]], page: Page) -> Plot:
     """A page of the chart of several runs: name, number (which gives its colour for good) and lanes of each."""
     curves: list[Curve] = []
-    growing = False
+    growing, timed = False, True
+    units: set[str] = set()
     for name, number, lanes in runs:
         own, band = slot(f"run-{number % RUN_SLOTS}"), slot(f"band-{number % RUN_SLOTS}")
         key = str((number + 1) % 10)
         growing |= lanes.state.end is None
+        timed &= lanes.state.source.timed
+        units.add(lanes.state.source.unit)
         lane, column = (lanes.steps, "loss") if page == "loss" else (lanes.agreement, "agreement")
         kind: Kind = "main" if page == "loss" else "points"
         curves.append(Curve(name, key, lane, column, kind, own, band, lanes.origin, marked=True))
     what = "no steps in these runs" if page == "loss" else "no evaluations with a teacher in these runs"
-    return Plot(page, tuple(reversed(curves)), what, growing=growing)
+    unit = " or ".join(sorted(units, reverse=True)) or "step"
+    return Plot(page, tuple(reversed(curves)), what, growing=growing, unit=unit, timed=timed)

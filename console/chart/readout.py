@@ -13,7 +13,7 @@ from console.chart.lane import Axis, Lane
 from console.chart.model import Curve, Plot
 from console.chart.scale import number
 from console.report import duration
-from console.series import StepSeries
+from console.run_state import RunState
 
 
 def worst_in(frame: Frame, curve: Curve, axis: Axis, cell: int) -> int | None:
@@ -35,36 +35,43 @@ def rows_in(frame: Frame, curve: Curve, axis: Axis, cell: int) -> tuple[int, int
     return first, after
 
 
-def readout(frame: Frame, plot: Plot, look: Look, steps: StepSeries | None) -> list[str]:
+def readout(frame: Frame, plot: Plot, look: Look, state: RunState | None) -> list[str]:
     """What the cursor says, the most important first; empty without a cursor or without data.
 
     Args:
         frame: the picture.
         plot: what it shows.
         look: how, and where the cursor is.
-        steps: the rows of a single run, for what the chart does not draw.
+        state: a single run, for what the chart does not draw of its steps.
     """
     curves = [c for c in reversed(plot.curves) if c.lane.rows]
     if look.cursor is None or not curves:
         return []
     if any(c.marked for c in curves):
-        return _overlaid(curves, look)
+        return _overlaid(curves, look, plot.unit)
     main = curves[0]
     row = nearest(main.lane, look.axis, look.cursor + main.zero(look.axis))
-    parts = [f"step {main.lane.x('step')[row]:,.0f}{_among(frame, main, look.axis, row)}"]
+    parts = [f"{plot.unit} {main.lane.x('step')[row]:,.0f}{_among(frame, main, look.axis, row)}"]
     for curve in curves:
         here = row if curve.lane is main.lane else _same_step(curve.lane, float(main.lane.x("step")[row]))
         if here is not None:
             average = _average(curve, look.smoothing, here) if curve.kind == "main" and look.smoothing else ""
             parts.append(f"{curve.label} {exact(curve, here)}{average}")
-    if steps is not None and plot.page == "loss" and row < len(steps):
-        parts.append(f"lr {steps.column('lr')[row]:.3g}")
-    t = float(main.lane.x("time")[row])
-    parts += [f"after {duration(max(0.0, t - main.origin))}", clock(main.lane.clock(row))]
-    if steps is not None and plot.page == "loss" and row < len(steps):
-        parts.append(f"grad norm {steps.column('grad_norm')[row]:.3g}")
-        parts.append(f"{steps.column('seconds')[row]:.3g} s a step")
+    drawn = state if state is not None and plot.page == "loss" and row < len(state.steps) else None
+    parts.append(_told(drawn, "lr", row, "lr {:.3g}"))
+    if plot.timed:
+        t = float(main.lane.x("time")[row])
+        parts += [f"after {duration(max(0.0, t - main.origin))}", clock(main.lane.clock(row))]
+    parts.append(_told(drawn, "grad_norm", row, "grad norm {:.3g}"))
+    parts.append(_told(drawn, "seconds", row, "{:.3g} s a step"))
     return [part for part in parts if part]
+
+
+def _told(state: RunState | None, column: str, row: int, form: str) -> str:
+    """A value that is not drawn; empty where the run's lines do not tell it."""
+    if state is None or column not in state.source.columns:
+        return ""
+    return form.format(state.steps.column(column)[row])
 
 
 def exact(curve: Curve, row: int) -> str:
@@ -81,9 +88,9 @@ def clock(t: float) -> str:
         return ""
 
 
-def _overlaid(curves: list[Curve], look: Look) -> list[str]:
+def _overlaid(curves: list[Curve], look: Look, unit: str) -> list[str]:
     x = look.cursor or 0.0
-    parts = [f"step {x:,.0f}" if look.axis == "step" else f"after {duration(x)}"]
+    parts = [f"{unit} {x:,.0f}" if look.axis == "step" else f"after {duration(x)}"]
     for curve in curves:
         at = curve.lane.x(look.axis)
         zero = curve.zero(look.axis)

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from console.widgets.loss_chart import LossChart
+
+if TYPE_CHECKING:
+    from console.app import KdConsoleApp
 
 
 class ChartActions:
     """Gives a screen the chart's actions; the screen has a `chart`."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def app(self) -> KdConsoleApp:
+            """The app that it is a screen of."""
+            ...
 
     @property
     def chart(self) -> LossChart:
@@ -19,6 +31,8 @@ class ChartActions:
 
     def action_axis(self) -> None:
         """Steps or wall time on x."""
+        if not self.chart.timed:
+            self.app.say("x stays as it is: a log here has no times", "warning")
         self.chart.toggle_axis()
 
     def action_smooth_more(self) -> None:

@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from textual import on, work
 from textual.message import Message
 from textual.worker import Worker, WorkerError
 
 from console.run_index import find_smoke
-from console.screens.guarded import GuardedScreen
+from console.screens.dashboard import Dashboard
 from console.view import View
 from console.watch import Sight, Watcher
 from dispatch import runs
@@ -22,9 +21,6 @@ from dispatch.mirror import LostTail
 from dispatch.places import Place, collect
 from engine.errors import KdError
 from engine.text import clean
-
-if TYPE_CHECKING:
-    from console.app import KdConsoleApp
 
 
 @dataclass
@@ -53,25 +49,28 @@ class Learned(Message):
     notes: tuple[str, ...] = ()
 
 
-class FollowingScreen(GuardedScreen[None]):
-    """Follows one run. What is known of it is in `latest`; `known` is called when that changed.
+class FollowingScreen(Dashboard):
+    """Follows one run and draws what is known of it.
 
     Args:
         run_dir: the run.
     """
 
-    app: KdConsoleApp
-
     def __init__(self, run_dir: runs.RunDir) -> None:
-        super().__init__()
+        super().__init__(run_dir.path)
         self.run_dir = run_dir
-        self.latest = View(manifest=run_dir.manifest)
+        self.view = self.latest = View(manifest=run_dir.manifest)
         self.place: Place | None = None
         """Where it is; known once the following has begun."""
         self.loaded = asyncio.Event()
         """Everything was read that stood there when the screen was opened, or it cannot be read."""
         self._told: frozenset[str] | None = None
         self._sealing: Worker[None] | None = None
+
+    @property
+    def named_run(self) -> str:
+        """See `Dashboard`."""
+        return self.run_dir.id
 
     @property
     def going_on(self) -> bool:
@@ -82,10 +81,6 @@ class FollowingScreen(GuardedScreen[None]):
     def goes_on(self) -> str:
         """See `GuardedScreen`."""
         return self.run_dir.id if self.going_on else ""
-
-    def known(self) -> None:
-        """Something about the run became known."""
-        raise NotImplementedError
 
     @work(exclusive=True, group="stream", exit_on_error=False)
     async def follow_run(self, accept_loss: bool = False) -> None:

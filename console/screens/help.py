@@ -25,6 +25,7 @@ MEANINGS = {
     "FAIL": "it did not; what was expected and what was observed stand beside it",
     "PENDING": "not judged yet",
     "UNKNOWN": "too little data to judge by",
+    "READING": "evidence is being read; what is shown is the part that was",
     "STARTING": "being launched",
     "RUNNING": "alive, and making steps",
     "STALLED": "alive, or it was; nothing new for too long",

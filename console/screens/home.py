@@ -22,6 +22,7 @@ from textual.worker import get_current_worker
 
 from console.actions import bindings
 from console.row import Row
+from console.row_filter import HINT, MAX_CHARACTERS, Query, parse_query
 from console.run_list import SORTS, detail, matches, nothing_yet, ordered, summary
 from console.screens.guarded import GuardedScreen
 from console.widgets.key_bar import KeyBar
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from console.run_index import RunIndex
 
 REFRESH_SECONDS = 2.0
+LOOKING_SHARE = 0.1
+"""Of the time, where looking takes long: on slow disks the list is renewed less often."""
 SHOW_SECONDS = 0.2
 """Between two pictures while many directories are read."""
 BREATH_SECONDS = 0.002
@@ -89,7 +92,7 @@ class HomeScreen(GuardedScreen[None]):
         & > #runs:focus { border: round $primary; }
         & > #none { height: 1fr; padding: 1 2; }
         & > #detail { height: 2; padding: 0 1; text-wrap: nowrap; text-overflow: clip; }
-        & > #filter { height: 3; }
+        & > #filter { height: 3; border-subtitle-color: $error; border-subtitle-style: bold; }
     }
     """
 
@@ -99,7 +102,7 @@ class HomeScreen(GuardedScreen[None]):
         self._clock = clock
         self._known = RowsArrived((), 0.0, 0, looked=False)
         self._marked: list[Path] = []
-        self._filter, self._sort, self._reverse = "", SORTS[0], False
+        self._filter, self._sort, self._reverse = Query(), SORTS[0], False
         self._whole = False
         """Every directory was looked at; the worker's own."""
         self._wake, self._again, self._hidden = threading.Event(), threading.Event(), threading.Event()
@@ -107,9 +110,10 @@ class HomeScreen(GuardedScreen[None]):
     @cached_property
     def _index(self) -> RunIndex:
         """What reads the runs; imported by the worker that needs it, for the list is painted before that."""
+        from console.row_cache import RowCache, cache_path
         from console.run_index import RunIndex
 
-        return RunIndex(self.evidence, self._clock)
+        return RunIndex(self.evidence, self._clock, RowCache(cache_path(), readonly=self.app.readonly))
 
     def compose(self) -> ComposeResult:
         """See Textual."""
@@ -118,7 +122,7 @@ class HomeScreen(GuardedScreen[None]):
         with VerticalScroll(id="none"):
             yield Static(id="nothing")
         yield Static(id="detail")
-        yield FilterInput(id="filter", placeholder="text, or status:failed host:gx10 mode:train", select_on_focus=True)
+        yield FilterInput(id="filter", placeholder=HINT, select_on_focus=True)
         yield KeyBar("home")
 
     def on_mount(self) -> None:
@@ -147,19 +151,23 @@ class HomeScreen(GuardedScreen[None]):
                 self._whole = False
                 index.forget()
             if not self._hidden.is_set():
-                due = time.monotonic() + REFRESH_SECONDS
-                self._look_once(due, lambda: worker.is_cancelled or self._wake.is_set())
+                due = self._look_once(lambda: worker.is_cancelled or self._wake.is_set())
                 self._wake.wait(max(0.0, due - time.monotonic()))
             else:
                 self._wake.wait(REFRESH_SECONDS)
+        index.keep()
 
-    def _look_once(self, due: float, stopped: Callable[[], bool]) -> None:
-        shown = time.monotonic()
+    def _look_once(self, stopped: Callable[[], bool]) -> float:
+        """Looks once, and folds until it is time to look again; returns when that is, by the monotonic clock."""
+        shown = began = time.monotonic()
+        due = began + REFRESH_SECONDS
         for _ in self._index.look():
             if stopped():
-                return
+                return due
             if time.monotonic() - shown > SHOW_SECONDS:
                 shown = self._post()
+        if self._whole:  # the first look reads as well, and tells nothing of how long the next one takes
+            due = max(due, began + (time.monotonic() - began) / LOOKING_SHARE)
         self._whole = True
         shown = self._post()
         folded = False
@@ -170,6 +178,9 @@ class HomeScreen(GuardedScreen[None]):
             self._wake.wait(BREATH_SECONDS)
         if folded:
             self._post()
+        if not self._index.to_fold:
+            self._index.keep()
+        return due
 
     def _post(self) -> float:
         index = self._index
@@ -227,7 +238,9 @@ class HomeScreen(GuardedScreen[None]):
         if not self._known.looked and not self._known.rows:
             return Content.styled("Looking for runs …", "$foreground-muted")
         if self._known.rows:
-            return Content.assemble("No run has ", (self._filter, "bold"), " in it.  / and esc show all.")
+            wrong = [Content.styled(each, "bold $error") for each in self._filter.problems]
+            none = Content.assemble("No run passes ", (self._filter.text, "bold"), ".  / and esc show all.")
+            return Content("\n").join([*wrong, none])
         return nothing_yet(self.evidence, self._known.there)
 
     def _draw_titles(self, shown: int) -> None:
@@ -235,8 +248,8 @@ class HomeScreen(GuardedScreen[None]):
         if self._reverse:
             order += ", reversed"
         title = Content.assemble("Runs")
-        if self._filter:
-            title = Content.assemble("Runs · ", (f"filter: {self._filter}", "bold"), f" · {shown:,} of ")
+        if self._filter.text:
+            title = Content.assemble("Runs · ", (f"filter: {self._filter.text}", "bold"), f" · {shown:,} of ")
             title = Content.assemble(title, f"{len(self._known.rows):,}")
         marks = f"{len(self._marked)} marked · " if self._marked else ""
         self.table.border_title = title
@@ -331,14 +344,18 @@ class HomeScreen(GuardedScreen[None]):
     def action_filter(self) -> None:
         """Asks for the text that runs must have."""
         box = self.query_one(FilterInput)
-        box.display, box.value = True, self._filter
+        box.display, box.value = True, self._filter.text
         box.focus()
 
     @on(Input.Changed, "#filter")
     def _narrow(self, message: Input.Changed) -> None:
         if self.query_one(FilterInput).display:
-            self._filter = clean(message.value, 200).strip()
-            self._draw()
+            self._narrow_to(clean(message.value, MAX_CHARACTERS).strip())
+
+    def _narrow_to(self, text: str) -> None:
+        self._filter = parse_query(text)
+        self.query_one(FilterInput).border_subtitle = Content("; ".join(self._filter.problems))
+        self._draw()
 
     @on(Input.Submitted, "#filter")
     def _narrowed(self) -> None:
@@ -347,6 +364,5 @@ class HomeScreen(GuardedScreen[None]):
 
     @on(FilterInput.GivenUp)
     def _widen(self) -> None:
-        self._filter = ""
+        self._narrow_to("")
         self._narrowed()
-        self._draw()

@@ -55,8 +55,11 @@ class Checkpoints(Pane):
         marks = self.view.state.checkpoints
         failed = sum(isinstance(mark, CheckpointFailed) for mark in marks)
         parts = [Content("Checkpoints")]
-        if len(marks) > failed:
-            parts.append(marked(VERDICTS["PASS"], f"{len(marks) - failed:,} verified"))
+        good = [mark for mark in marks if isinstance(mark, Checkpoint)]
+        if good and all(mark.sha256 for mark in good):
+            parts.append(marked(VERDICTS["PASS"], f"{len(good):,} verified"))
+        elif good:
+            parts.append(Content(f"{len(good):,} saved"))
         if failed:
             parts.append(marked(CHECKPOINTS["failed"], f"{failed:,} FAILED"))
         return Content("  ").join(parts)
@@ -99,6 +102,8 @@ class Checkpoints(Pane):
 def _none_yet(view: View) -> str:
     """What it means that there is no checkpoint."""
     run = view.state.run
+    if not view.timed:
+        return "No checkpoint is told of."
     if run is not None and run.mode == "smoke":
         return "A smoke keeps no checkpoints."
     if outlook(view).ended:
@@ -209,7 +214,9 @@ def details(mark: Saved, place: str = "", *, newest: bool = True) -> list[Conten
     parts = [head]
     if isinstance(mark, CheckpointFailed):
         error = Content.styled(f"FAILED: {mark.error}", drawn.style)
-        parts += [error, Content(f"after {duration(mark.seconds)}")]
+        parts += [error, *([Content(f"after {duration(mark.seconds)}")] if math.isfinite(mark.seconds) else [])]
+    elif not mark.sha256:  # a log told of it, and of nothing but its step and its place
+        parts += [Content("saved, says the log"), Content(mark.path)]
     else:
         parts += [
             # The newest always stays; older ones make room for it, of which the stream does not tell.

@@ -17,22 +17,26 @@ from console.outlook import (
     SILENCE_SECONDS,
     Outlook,
     ages,
+    asked_and_ran,
     checkpoint_phrase,
     disagreements,
     fraction_done,
     last_checkpoint,
     longest_wait,
     outlook,
+    steps_made,
     verdict_counts,
 )
 from console.palette import CHECKPOINTS, Mark, run_mark, verdict_mark
 from console.report import duration
 from console.run_state import RunState
-from console.times import age, clock, date
+from console.times import age, date
 from console.view import View
-from console.widgets.layout import MUTED, Part, drawn_bar, fit, marked, number, padded
+from console.widgets.layout import MUTED, Part, drawn_bar, fit, marked, number, padded, size
+from console.widgets.moments import moment_part
 from console.widgets.pane import Pane
 from console.widgets.projection import elapsed
+from engine.errors import ExitCode
 from engine.text import clean
 
 WIDE = 100
@@ -67,21 +71,21 @@ def head_lines(view: View, width: int) -> list[Content]:
     """The head in lines of exactly `width` cells: three from `THREE` cells on, else four."""
     state, seen = view.state, outlook(view)
     wide, gap = width >= WIDE, 3 if width >= WIDE else 2
-    standing = [Part.of(9, marked(run_mark(seen.status))), *_position(state)]
+    standing = [Part.of(9, marked(run_mark(seen.status))), *_position(view)]
     alarm, untold = _alarm(view, seen, width)
     if alarm is not None:
         first = fit([alarm], [*standing, *(_who(view) if wide else [])], width, gap)
     elif wide:
-        name = Part.of(1, Content.styled("kdconsole", "bold"))
-        first = fit([name, *_who(view), *_where(view)], standing, width, gap)
+        name = "kdconsole" if view.review is None and view.reading is None else "review"
+        first = fit([Part.of(1, Content.styled(name, "bold")), *_who(view), *_where(view)], standing, width, gap)
     else:
         first = fit(standing, [*_who(view), *_where(view)], width, gap)
     verdicts, checkpoint, learning = _verdicts(view, untold), _checkpoint(state, seen.ended), _learning(state)
-    exit_code = _exit(seen)
+    exit_code = _exit(view, seen)
     coming = [] if seen.ended else _coming(view, seen, forecast(view))
     clocks = [] if seen.ended else _clocks(view)
     if width < THREE:
-        second = _progress(view, seen, [*coming, *_past(view, seen)], width, gap)
+        second = _progress(view, seen, [*_reading(view), *coming, *_past(view, seen)], width, gap)
         third = fit(verdicts, [*(learning if seen.ended else []), *checkpoint], width, gap)
         fourth = fit(exit_code, _where(view), width, gap) if seen.ended else fit(clocks, learning, width, gap)
         return [first, second, third, fourth]
@@ -89,19 +93,23 @@ def head_lines(view: View, width: int) -> list[Content]:
         took, *when = _past(view, seen)
         second = _progress(view, seen, [*_why(seen), took, *exit_code], width, gap)
         return [first, second, fit(verdicts, [*learning, *when, *checkpoint], width, gap)]
-    second = _progress(view, seen, [*coming, *learning], width, gap)
+    second = _progress(view, seen, [*_reading(view), *coming, *learning], width, gap)
     return [first, second, fit(verdicts, [*clocks, *checkpoint], width, gap)]
 
 
 def _who(view: View) -> list[Part]:
     """What the operator calls the run, and the models."""
-    run, manifest = view.state.run, view.manifest
+    run, manifest, review = view.state.run, view.manifest, view.review
     name = "" if manifest is None else clean(manifest.name or manifest.id, 80)
+    if review is not None and not name:
+        name = clean(review.label, 80)
     parts = [Part.of(2, Content.styled(name, MUTED))]
-    if run is not None:
+    if run is not None and run.student:
         student = _base(run.student)
-        models = f"{_base(run.teacher)} > {student}" if run.teacher else f"{student}, no teacher"
-        parts.append(Part.of(5, Content.styled(models, "bold"), student))
+        models = f"{_base(run.teacher)} > {student}" if run.teacher else student
+        parts.append(
+            Part.of(5, Content.styled(f"{models}, no teacher" if run.teacher is None else models, "bold"), student)
+        )
     return parts
 
 
@@ -116,18 +124,22 @@ def _where(view: View) -> list[Part]:
     if run is None:
         return [Part.of(3, remote.host)] if remote else []
     host = remote.host if remote else run.host
-    return [Part.of(3, f"{host} · {run.device_name}", host)]
+    return [Part.of(3, " · ".join(filter(None, (host, run.device_name))), host)]
 
 
-def _position(state: RunState) -> list[Part]:
-    """The phase, and how far it came."""
-    run, last = state.run, state.last_step
+def _position(view: View) -> list[Part]:
+    """The phase, and how far it came; that it is not as far as was asked for."""
+    state, odd = view.state, asked_and_ran(view)
+    run, unit, made = state.run, state.source.unit, steps_made(state)
     again = f"attempt {run.attempt}" if run is not None and run.attempt > 1 else ""
+    if odd:
+        return [Part.of(1, again), Part.of(8, Content.styled(f"⚠ {odd}", "bold $warning"))]
     step = ""
-    if last is not None and run is not None:
-        open_ended = run.mode == "smoke" and run.max_steps is None
-        step = f"{last.step:,} steps" if open_ended else f"{last.step:,} / {run.steps_asked:,}"
-    phase = "" if state.end is not None else state.phase
+    if made and run is not None:
+        open_ended = (run.mode == "smoke" and run.max_steps is None) or not run.steps_asked
+        step = f"{made:,} {unit}s" if open_ended else f"{made:,} / {run.steps_asked:,}"
+        step = step if unit == "step" or open_ended else f"{unit} {step}"
+    phase = "" if state.end is not None or (not state.phases and not view.timed) else state.phase
     return [Part.of(1, again), Part.of(7, f"{phase} {step}".strip(), step, step.replace(" / ", "/"))]
 
 
@@ -138,9 +150,7 @@ def _alarm(view: View, seen: Outlook, width: int) -> tuple[Part | None, list[Con
     """
     wrong = concerns(view.state, None if view.scrubbed or not view.link.live else view.link)
     if view.scrubbed:
-        step = f" (step {view.state.last_step.step:,})" if view.state.last_step else ""
-        texts = [f" ⏪ as of {clock(view.now)}{about} " for about in (f"{step} · 0 returns to now", " · 0: now")]
-        return Part.of(8, *(Content.styled(text, "bold reverse $accent") for text in texts), least=24), wrong
+        return moment_part(view), wrong
     clauses = [seen.reason] if seen.ended and seen.status != "COMPLETED" else list(seen.alarm)
     if clauses:
         told = [each for each in wrong if each.verdict and each.verdict in seen.reason]
@@ -176,7 +186,7 @@ def _block(mark: Mark, texts: Sequence[str], keep: int, least: int) -> Part:
 
 def _progress(view: View, seen: Outlook, about: Sequence[Part], width: int, gap: int) -> Content:
     """How much is done, and when the rest will be, or how it went."""
-    done = fraction_done(view)
+    done = fraction_done(view) if view.reading is None else _share_read(*view.reading)
     percent = [] if done is None else [Part.of(9, f"{math.floor(100 * done):3d} %")]
     parts = [*percent, *about]
     spaces = " " * gap
@@ -191,6 +201,18 @@ def _progress(view: View, seen: Outlook, about: Sequence[Part], width: int, gap:
     return padded(Content.assemble(drawn_bar(done or 0.0, length, style), spaces, told), width)
 
 
+def _reading(view: View) -> list[Part]:
+    """How far the evidence was read."""
+    if view.reading is None:
+        return []
+    read, total = view.reading
+    return [Part.of(9, f"{size(read)} of {size(total)}" if total else "")]
+
+
+def _share_read(read: int, total: int) -> float | None:
+    return min(1.0, read / total) if total else None
+
+
 def _why(seen: Outlook) -> list[Part]:
     """Why a run ended that ended well; of another one the first line tells."""
     return [Part.of(3, seen.reason)] if seen.status == "COMPLETED" else []
@@ -200,21 +222,28 @@ def _past(view: View, seen: Outlook) -> list[Part]:
     """Of a run that is over: how long it took, and when it ended."""
     if not seen.ended:
         return []
-    took = f"{'took' if view.state.end else 'after'} {duration(elapsed(view))}"
-    return [Part.of(8, took), Part.of(5, f"ended {date(view.state.last_t)}")]
+    taken = elapsed(view)
+    took = f"{'took' if view.state.end else 'after'} {duration(taken)}" if math.isfinite(taken) else "no time is told"
+    ended = f"ended {date(view.state.last_t)}" if view.timed else ""
+    if view.review is not None and not view.timed and view.review.about.created is not None:
+        ended = f"dispatched {date(view.review.about.created)}"
+    return [Part.of(8, took), Part.of(5, ended)]
 
 
-def _exit(seen: Outlook) -> list[Part]:
+def _exit(view: View, seen: Outlook) -> list[Part]:
     if seen.exit_code is None:
         return []
+    meaning = EXIT_MEANINGS[seen.exit_code]
+    if not view.timed:  # nobody said what its process ended with, and its verdicts are all that there is to tell
+        return [Part.of(4, meaning)] if seen.exit_code in (ExitCode.OK, ExitCode.FAILED) else []
     code = f"exit {int(seen.exit_code)}"
-    return [Part.of(7, f"{code}: {EXIT_MEANINGS[seen.exit_code]}", code)]
+    return [Part.of(7, f"{code}: {meaning}", code)]
 
 
 def _coming(view: View, seen: Outlook, coming: Forecast | None) -> list[Part]:
     if coming is None:
         run = view.state.run
-        before = run is not None and view.state.last_step is None
+        before = run is not None and view.state.last_step is None and view.timed
         return [Part.of(3, Content.styled("ETA after 10 steps", MUTED))] if before else []
     p10, p50, p90 = coming.seconds
     if_only = {"STALLED": " once it goes on", "UNREACHABLE": " if it goes on"}.get(seen.status, "")
@@ -229,11 +258,16 @@ def _coming(view: View, seen: Outlook, coming: Forecast | None) -> list[Part]:
 
 def _learning(state: RunState) -> list[Part]:
     """The first loss and where it stands: the held-out one once there are two of it."""
-    if len(state.evals) > 1:
+    said = state.end.summary if state.end is not None and not state.source.timed else {}
+    if {"initial_loss", "final_loss"} <= said.keys():  # exactly, where the lines tell of every tenth step or of none
+        name, first, now = "loss", said["initial_loss"], said["final_loss"]
+    elif len(state.evals) > 1:
         name, first, now = "held-out", state.evals[0].loss, state.evals[-1].loss
     elif state.first_step is not None and len(state.steps) > 1:
         recent = state.steps.column("loss")[-_RECENT_STEPS:]
-        name, first, now = "loss", state.first_step.loss, float(np.median(recent))
+        # The last lines of a log are few, and each was chosen to be printed.
+        now = float(np.median(recent) if state.source.timed else recent[-1])
+        name, first = "loss", state.first_step.loss
     else:
         return []
     forms = (f"{name} {number(first)} → {number(now)}", f"{name} {number(now)}")
@@ -264,7 +298,8 @@ def _verdicts(view: View, wrong: Sequence[Concern]) -> list[Part]:
     if differ := disagreements(view):
         mark = run_mark("DISPUTED")
         parts.insert(0, Part.of(19, Content.styled(f"{mark.glyph} {len(differ)} DISPUTED", mark.style)))
-    notes = [clean(note, 300) for note in view.notes]
+    remarks = view.review.remarks if view.review is not None else ()
+    notes = [clean(note, 300) for note in (*view.notes, *remarks)]
     if view.link.problem and outlook(view).ended:
         notes.append(clean(view.link.problem, 300))
     if notes:

@@ -15,6 +15,10 @@ from console.settings import Settings
 
 FIRST = ("help", "leave")
 """What must be found on the narrowest screen."""
+NEXT: dict[Where, tuple[str, ...]] = {
+    "review": ("back", "play", "slower", "faster", "scrub_back", "scrub_forward"),
+}
+"""What a screen is there for, where the order of the registry puts it late."""
 _GAP = "  "
 
 
@@ -44,7 +48,9 @@ class KeyBar(Widget):
         """See Textual."""
         settings: Settings = getattr(self.app, "settings", None) or Settings()
         readonly = bool(getattr(self.app, "readonly", False))
-        offered = [a for a in _ordered(actions_of(self._where)) if a.footer and not (readonly and a.changes)]
+        offered = [
+            a for a in _ordered(actions_of(self._where), self._where) if a.footer and not (readonly and a.changes)
+        ]
         return fitting([(_first_key(a, self._where, settings), a) for a in offered], self.size.width)
 
 
@@ -66,8 +72,9 @@ def fitting(offered: Sequence[tuple[str, Action]], width: int) -> Content:
     return line
 
 
-def _ordered(actions: Iterable[Action]) -> list[Action]:
-    return sorted(actions, key=lambda a: FIRST.index(a.name) if a.name in FIRST else len(FIRST))
+def _ordered(actions: Iterable[Action], where: Where) -> list[Action]:
+    first = (*FIRST, *NEXT.get(where, ()))
+    return sorted(actions, key=lambda a: first.index(a.name) if a.name in first else len(first))
 
 
 def _first_key(action: Action, where: Where, settings: Settings) -> str:

@@ -14,8 +14,8 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 
 from console.palette import Mark
-from console.run_state import LogLine
-from console.times import clock
+from console.run_state import MAX_LOG_LINES, LogLine
+from console.times import clock, stamp
 from console.widgets.layout import ELLIPSIS, MUTED, cut
 from console.widgets.log_lines import MAX_ROWS, Change, LogLines, pattern_of, pieces
 from console.widgets.scroll_pane import ScrollPane
@@ -101,7 +101,8 @@ class LogPane(ScrollPane):
 
     def _drawn(self, number: int, text: Content, first: bool) -> Content:
         """A row: of the first one of a line with its time and level."""
-        head = _head(self._lines[number], self.room.width, number == self._found) if first else Content("")
+        line, timed = self._lines[number], self.view.timed
+        head = _head(line, self.room.width, number == self._found, timed) if first else Content("")
         return Content.assemble(head, " " * (_indent(self.room.width) - head.cell_length), text)
 
     def title(self) -> Content:
@@ -116,6 +117,8 @@ class LogPane(ScrollPane):
         else:
             new = f" · {self._unseen:,} new" if self._unseen else ""
             parts.append(Content.styled(f"paused{new}", "bold $warning" if new else MUTED))
+        if self.view.scrubbed and not len(lines):
+            parts.append(Content.styled(f"only the last {MAX_LOG_LINES:,} lines are kept", MUTED))
         if self.has_focus and not (lines.filter or self._search):
             parts.append(Content.styled(f"enter: {'one row each' if self._unfolded else 'whole lines'}", MUTED))
         if self._search:
@@ -170,6 +173,8 @@ class LogPane(ScrollPane):
         self._placing = True
         try:
             self.scroll_to(y=y, animate=False, force=True, immediate=True)
+            # Textual moves the bar only where one is shown already, and the first lines make it be shown.
+            self.vertical_scrollbar.position = self.scroll_offset.y
         finally:
             self._placing = False
 
@@ -267,7 +272,7 @@ class LogPane(ScrollPane):
         texts: list[str] = []
         count = 0
         for number in reversed(numbers):
-            text = _plain(self._lines[number])
+            text = _plain(self._lines[number], self.view.timed)
             count += len(text) + 1
             if count > MAX_COPY:
                 texts.append(f"{ELLIPSIS} {len(numbers) - len(texts):,} earlier lines are left out")
@@ -277,7 +282,7 @@ class LogPane(ScrollPane):
 
     def all_text(self) -> str:
         """Every line that passes the filter."""
-        return "".join(f"{_plain(self._lines[number])}\n" for number in self._lines.shown)
+        return "".join(f"{_plain(self._lines[number], self.view.timed)}\n" for number in self._lines.shown)
 
     def save(self, path: Path) -> int:
         """Writes the filtered lines, or all, to a new file, and returns their number.
@@ -319,13 +324,14 @@ def _indent(width: int) -> int:
     return 12 if width >= _WIDE else 2
 
 
-def _head(line: LogLine, width: int, found: bool) -> Content:
+def _head(line: LogLine, width: int, found: bool, timed: bool) -> Content:
     mark = LEVELS.get(line.level, Mark("?", line.level, "$warning"))
     pointer = ("▸", "bold $primary") if found else (mark.glyph, mark.style)
     if width < _WIDE:
         return Content.assemble(pointer, " ")
-    return Content.assemble((clock(line.t), MUTED), "  ", pointer, " ")
+    begun = clock(line.t) if timed else f"{line.t:>8,.0f}"[:8]
+    return Content.assemble((begun, MUTED), "  ", pointer, " ")
 
 
-def _plain(line: LogLine) -> str:
-    return f"{clock(line.t)}  {line.level:<7}  {line.text}"
+def _plain(line: LogLine, timed: bool) -> str:
+    return f"{stamp(line.t, timed)}  {line.level:<7}  {line.text}"

@@ -97,11 +97,13 @@ class LossChart(Widget, can_focus=True):
         page = self._sight.page
         if self._view is not None:
             view = self._view
-            live = view.link.live and not view.scrubbed
+            live = view.link.live or view.scrubbed
             plot = one_run(self._runs[""][1], page, live=live, now=view.now)
         else:
             plot = many_runs([(name, *self._runs[name]) for name in self._order], page)
         old, self._plot = self._plot, plot
+        if not plot.timed and self._sight.look.axis == "time":  # one that came later has no times
+            self._sight, self._dirty = self._sight.with_axis(plot), True
         told = [
             (p.page, p.message, p.target, p.growing, p.now if self._sight.look.axis == "time" else 0)
             for p in (old, plot)
@@ -147,7 +149,7 @@ class LossChart(Widget, can_focus=True):
         look = self._sight.settled(self._plot).look
         self._frame = draw(self._plot, look, self.size.width, self.size.height)
         said = ""
-        for part in readout(self._frame, self._plot, look, self._view.state.steps if self._view else None):
+        for part in readout(self._frame, self._plot, look, self._view.state if self._view else None):
             longer = f"{said} · {part}" if said else part
             if said and cell_len(longer) > self.size.width - 2:  # the frame takes a blank at each end
                 break
@@ -165,7 +167,7 @@ class LossChart(Widget, can_focus=True):
         parts = [("log y" if look.log else "linear y") if loss else "linear y, 0 to 1"]
         if loss:
             parts.append(f"EMA {look.smoothing:.3f}".removesuffix("0") if look.smoothing else "no EMA")
-        parts.append(f"x: {'step' if look.axis == 'step' else 'wall time'}")
+        parts.append(f"x: {self._plot.unit if look.axis == 'step' else 'wall time'}")
         if look.window is not None:
             parts.append("zoomed, following" if self._sight.following else "zoomed")
         return f"{'Loss' if loss else 'Agreement with the teacher'}  {' · '.join(parts)}"
@@ -185,9 +187,15 @@ class LossChart(Widget, can_focus=True):
         """Logarithmic or linear y."""
         self._see(self._sight.with_log())
 
+    @property
+    def timed(self) -> bool:
+        """There are times for an axis of wall time."""
+        return self._plot.timed
+
     def toggle_axis(self) -> None:
-        """Steps or wall time on x; the same part is looked at."""
-        self._see(self._sight.with_axis(self._plot))
+        """Steps or wall time on x; the same part is looked at. Where there are no times it stays at steps."""
+        if self.timed:
+            self._see(self._sight.with_axis(self._plot))
 
     def smooth(self, steps: int) -> None:
         """Goes so many smoothings up or down; the lowest is none."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from textual.content import Content
 
 from console.forecast import Range, end_text, forecast
-from console.outlook import host_now, outlook
+from console.outlook import host_now, outlook, steps_made
 from console.report import duration
 from console.run_state import RunState
 from console.view import View
@@ -37,13 +37,19 @@ def projection_lines(view: View, width: int) -> list[Content]:
     """The pane's lines, none wider than `width` cells, the most important first."""
     run = view.state.run
     if run is None:
-        return _said("Nothing can be projected yet: the run has not told what it is.", width)
+        ended = outlook(view).ended
+        told = (
+            "Nothing tells what it took." if ended else "Nothing can be projected yet: the run has not told what it is."
+        )
+        return _said(told, width)
     if run.mode == "smoke":
         return _of_smoke(view, width)
     if view.smoke_seconds is not None:
         return [_line("smoke said", view.smoke_seconds, width), *_now(view, width)]
     lines = _now(view, width)
-    if outlook(view).ended:
+    if not view.timed:
+        return lines
+    if outlook(view).ended or view.review is not None:
         return [*lines, *_said("No smoke of this configuration was found to hold it against.", width)]
     missing = _said("No smoke of this configuration was found. To know before a long run:", width)
     missing += [line.stylize("bold") for line in wrapped("kdconsole --headless smoke CONFIG", width)]
@@ -53,12 +59,16 @@ def projection_lines(view: View, width: int) -> list[Content]:
 def _now(view: View, width: int) -> list[Content]:
     """What a full run takes, all in all, as far as can be told now."""
     state, seen = view.state, outlook(view)
-    steps = state.last_step.step if state.last_step else 0
+    steps = steps_made(state)
     if seen.ended:
-        lines = [_line("took", (elapsed(view),) * 3, width, _against(view, elapsed(view)) if _whole(view) else "")]
-        if not _whole(view):
-            lines += _said(f"It ended after {steps:,} of {state.target_steps or 0:,} steps.", width)
+        lines = [_took(view, _against(view, elapsed(view)) if _whole(view) else "", width)]
+        if (asked := state.target_steps) and asked != steps:
+            unit = f"{state.source.unit}s"
+            over = f"{steps:,} {unit}; {asked:,} were asked for" if steps > asked else f"{steps:,} of {asked:,} {unit}"
+            lines += _said(f"It ended after {over}.", width)
         return lines
+    if not view.timed:
+        return _said("The log has no times.", width)
     expected = forecast(view)
     spent = [_line("elapsed", (elapsed(view),) * 3, width)]
     if expected is None:
@@ -76,11 +86,18 @@ def _now(view: View, width: int) -> list[Content]:
     ]
 
 
+def _took(view: View, against: str, width: int) -> Content:
+    taken = elapsed(view)
+    return _line("took", (taken,) * 3, width, against) if math.isfinite(taken) else _fact("took", ["not said"], width)
+
+
 def elapsed(view: View) -> float:
-    """Wall seconds that the run took until now, without what passed between two attempts."""
+    """Wall seconds that the run took until now, without what passed between two attempts; NaN where nobody says."""
     state = view.state
-    if state.end is not None and (state.run is None or state.run.attempt == 1):
+    if state.end is not None and (state.run is None or state.run.attempt == 1 or not view.timed):
         return state.end.seconds
+    if not view.timed:
+        return math.nan
     if not state.phases:
         return max(0.0, state.last_t - state.first_t)
     spent = [0.0 if state.end is not None else max(0.0, host_now(view) - state.last_t)]
@@ -101,8 +118,7 @@ def _last_heard(state: RunState, before: float) -> float:
 
 def _whole(view: View) -> bool:
     """Whether every step was made."""
-    state = view.state
-    return state.last_step is not None and state.last_step.step >= (state.target_steps or math.inf)
+    return steps_made(view.state) >= (view.state.target_steps or math.inf)
 
 
 def _against(view: View, total: float) -> str:
@@ -115,7 +131,10 @@ def _of_smoke(view: View, width: int) -> list[Content]:
     state = view.state
     projection = state.projection
     if projection is not None:
-        return _projected(projection, width)
+        took = [_took(view, "", width)] if not view.timed and outlook(view).ended else []
+        return [*_projected(projection, width), *took]
+    if not view.timed:
+        return [_took(view, "", width), *_said("The log projects nothing.", width)]
     if outlook(view).ended:
         return _said("It ended before it could project anything: that takes 10 steps.", width)
     expected = forecast(view)
@@ -127,18 +146,20 @@ def _of_smoke(view: View, width: int) -> list[Content]:
 
 def _projected(projection: Projection, width: int) -> list[Content]:
     said = (projection.p10_seconds, projection.p50_seconds, projection.p90_seconds)
-    return [
-        _fact("real run", [f"{projection.target_steps:,} steps"], width),
-        _line("takes", said, width),
-        _fact("a step", [f"{projection.step_seconds:.4g} s", f"median of {projection.samples:,}"], width),
-        _fact("around them", [duration(projection.fixed_seconds)], width),
-    ]
+    lines = [_fact("real run", [f"{projection.target_steps:,} steps"], width), _line("takes", said, width)]
+    if math.isfinite(projection.step_seconds):
+        median = f"median of {projection.samples:,}"
+        lines.append(_fact("a step", [f"{projection.step_seconds:.4g} s", median], width))
+    if math.isfinite(projection.fixed_seconds):
+        lines.append(_fact("around them", [duration(projection.fixed_seconds)], width))
+    return lines
 
 
 def _line(name: str, seconds: Range, width: int, after: str = "") -> Content:
-    """A time with its range, and what there is to say about it."""
+    """A time with its range where there is one, and what there is to say about it."""
     low, middle, high = (duration(each) for each in seconds)
-    return _fact(name, [middle, f"({low} to {high})" if low != high else "", after], width)
+    spread = f"({low} to {high})" if low != high and all(map(math.isfinite, seconds)) else ""
+    return _fact(name, [middle, spread, after], width)
 
 
 def _fact(name: str, texts: Sequence[str], width: int) -> Content:

@@ -27,11 +27,14 @@ _LEAD = 3
 """Cells before the first column: cursor, mark, space."""
 _GAPS = (2, 1)
 _READABLE_RUN, _LEAST_RUN = 22, 15
-_NEEDED = 6
+_NEEDED = 8
 """Columns that keep less than this go before the name of a run is cut further."""
+_LUXURY = 3
+"""Columns that keep less than this are there only where nothing has to be cut or shortened for them."""
 _LEAST_TAIL = 12
 """Of a directory's name: its mode and the characters that no other has."""
 _CUT = "…"
+_LESS = ("mode", "phase", "last data", "host", "model")
 _SINCE = next(column for column in COLUMNS if column.name == "last data")
 
 
@@ -59,24 +62,27 @@ def placed(
     """The columns that fit into a width, and the cells between two of them.
 
     The column of the run itself takes what the others leave and gives way to them down to a readable beginning; then
-    steps take their short form, and then the least important column goes, until the rest fits.
+    steps take their short form, and then the least important column goes, until the rest fits. What is a luxury goes
+    before any of that; what one sorts by is none.
     """
     widest, shorter = _widest(rows, now, measure or cells_needed)
     for widths in (widest, shorter):
         for name in widths:
             widths[name] = max(widths[name], cell_len(name) + (2 if name == sort else 0))
     shown = list(COLUMNS)
+    keep = {column.name: _NEEDED if column.name == sort else column.keep for column in COLUMNS}
     while True:
-        least = _LEAST_RUN if all(column.keep >= _NEEDED for column in shown) else _READABLE_RUN
-        for gap in _GAPS:
-            for widths in (widest, widest | shorter):
+        least = _LEAST_RUN if all(keep[column.name] >= _NEEDED for column in shown) else _READABLE_RUN
+        luxury = any(keep[column.name] < _LUXURY for column in shown)
+        for gap in _GAPS[:1] if luxury else _GAPS:
+            for widths in (widest,) if luxury else (widest, widest | shorter):
                 others = sum(widths[column.name] for column in shown if column.name != "run")
                 left = width - _LEAD - others - gap * (len(shown) - 1)
-                if left >= min(least, widest["run"]) or len(shown) <= 2:
+                if left >= (widest["run"] if luxury else min(least, widest["run"])) or len(shown) <= 2:
                     run = max(1, min(left, widest["run"]))
                     short = widths is not widest
                     return [Placed(c, run if c.name == "run" else widths[c.name], short) for c in shown], gap
-        shown.remove(min(shown, key=lambda column: column.keep))
+        shown.remove(min(shown, key=lambda column: keep[column.name]))
 
 
 def _widest(
@@ -246,7 +252,7 @@ class RunsTable(ScrollView, can_focus=True):
             return Content.styled(text, "$foreground-muted")
         if name in ("loss", "held-out") and not text[-1].isdigit():
             return Content.styled(text, "bold $error")
-        return Content.styled(text, "$foreground-muted") if name in ("mode", "last data", "host") else Content(text)
+        return Content.styled(text, "$foreground-muted") if name in _LESS else Content(text)
 
     # Moving
 

@@ -10,8 +10,8 @@ from textual.events import Click
 
 from console.outlook import by_urgency, disagreements, verdict_counts
 from console.palette import run_mark, verdict_mark
-from console.run_state import RunState
-from console.times import clock
+from console.run_state import DERIVED, STATED, RunState
+from console.times import stamp
 from console.view import View
 from console.widgets.layout import MUTED, Part, fit, padded, wrapped
 from console.widgets.scroll_pane import ScrollPane
@@ -21,6 +21,11 @@ SEVERITIES = {
     "fatal": "fatal: a FAIL stops the run",
     "gate": "gate: a FAIL forbids promotion",
     "warn": "warn: a FAIL is only told",
+}
+BASES = {
+    DERIVED: "derived: judged here, from the numbers",
+    STATED: "stated: the log says so, and nothing here can judge it",
+    f"{STATED}, {DERIVED}": "stated, and derived from the numbers as well",
 }
 _HISTORY = 20
 """Changes of one verdict that are listed, the newest ones."""
@@ -139,15 +144,19 @@ def verdict_rows(view: View, width: int, pointed: str | None = None, opened: str
     rows: list[Row] = []
     mark = run_mark("DISPUTED")
     for differing in disagreements(view):
-        told = Content.styled(f"{mark.glyph} ENGINE AND CONSOLE DISAGREE: {differing}", f"reverse {mark.style}")
+        who = "WHAT IS STATED IS NOT WHAT IS DERIVED" if view.state.bases else "ENGINE AND CONSOLE DISAGREE"
+        told = Content.styled(f"{mark.glyph} {who}: {differing}", f"reverse {mark.style}")
         rows += [(padded(line, width), None) for line in wrapped(told, width)]
     verdicts = by_urgency(view.state.judged)
     if not verdicts:
         text = "Nothing is judged yet: the run has not told what it is."
+        if not view.timed:
+            text = "No verdict is stated here, and nothing that one could be derived from."
         return [*rows, *((line.stylize(MUTED), None) for line in wrapped(text, width))]
     column = min(max(len(v.id) for v in verdicts), width // 2) if width >= _WIDE else 0
     for verdict in verdicts:
-        rows.append((_headline(verdict, width, column, verdict.id == pointed), verdict.id))
+        basis = view.state.bases.get(verdict.id, "")
+        rows.append((_headline(verdict, width, column, verdict.id == pointed, basis), verdict.id))
         if verdict.id == opened:
             rows += [(line, verdict.id) for line in _details(verdict, view.state, width)]
         elif verdict.verdict == "FAIL" or verdict.id == pointed:
@@ -155,7 +164,7 @@ def verdict_rows(view: View, width: int, pointed: str | None = None, opened: str
     return rows
 
 
-def _headline(verdict: Verdict, width: int, column: int, pointed: bool) -> Content:
+def _headline(verdict: Verdict, width: int, column: int, pointed: bool, basis: str) -> Content:
     mark = verdict_mark(verdict.verdict)
     word = f"{mark.glyph} {mark.word:<7}" if len(mark.word) <= 7 else f"{mark.glyph} {mark.word}"
     parts = [
@@ -165,7 +174,10 @@ def _headline(verdict: Verdict, width: int, column: int, pointed: bool) -> Conte
     severity = Part.of(3, Content.styled(f"{verdict.severity:<5}", "bold" if verdict.verdict == "FAIL" else MUTED))
     claim = Part.of(1, Content.styled(verdict.claim, MUTED), least=1)
     # Without room for claims the severity stands at the edge, in a column as well.
-    left, right = ([*parts, severity, claim], []) if column else (parts, [severity])
+    behind = Part.of(
+        5, Content.styled(basis, MUTED), Content.styled(basis.replace(f"{STATED}, {DERIVED}", "both"), MUTED)
+    )
+    left, right = ([*parts, severity, behind, claim], []) if column else (parts, [behind, severity])
     line = fit(left, right, max(0, width - 2), 2)
     if not pointed:
         return padded(Content.assemble("  ", line), width)
@@ -177,7 +189,7 @@ def _seen(verdict: Verdict, width: int) -> list[Content]:
     at = f" at step {verdict.step:,}" if verdict.step and f"step {verdict.step}" not in verdict.observed else ""
     style = "" if verdict.verdict != "FAIL" else "bold"
     return [
-        *_named("expected", verdict.expected, width),
+        *(_named("expected", verdict.expected, width) if verdict.expected else []),
         *_named("observed", Content.assemble((verdict.observed, style), at), width),
     ]
 
@@ -194,21 +206,24 @@ def _named(name: str, text: str | Content, width: int) -> list[Content]:
 
 def _details(verdict: Verdict, state: RunState, width: int) -> list[Content]:
     """Everything that is known of one verdict, with its changes over time."""
+    basis = state.bases.get(verdict.id, "")
     lines = [
-        *_named("claim   ", verdict.claim, width),
+        *(_named("claim   ", verdict.claim, width) if verdict.claim else []),
         *_seen(verdict, width),
         *_named("severity", SEVERITIES.get(verdict.severity, verdict.severity), width),
+        *(_named("basis   ", BASES.get(basis, basis), width) if basis else []),
     ]
     stated = state.stated.get(verdict.id)
     if stated is not None and stated.verdict != verdict.verdict:
-        lines += _named("engine  ", f"{stated.verdict}: observed {stated.observed}", width)
+        name = "engine  " if state.source.timed else "the log "
+        lines += _named(name, f"{stated.verdict}: observed {stated.observed}", width)
     changes = [v for v in state.history if v.id == verdict.id]
     if len(changes) > _HISTORY:
         lines += wrapped(f"{len(changes) - _HISTORY:,} earlier changes", width, _INDENT)
     for change in changes[-_HISTORY:]:
         mark = verdict_mark(change.verdict)
         told = Content.assemble(
-            (f"{clock(change.t)}  ", MUTED),
+            (f"{stamp(change.t, state.source.timed)}  ", MUTED),
             f"step {change.step:,}  became ",
             (f"{mark.glyph} {mark.word}", mark.style),
             f": {change.observed}",

@@ -13,6 +13,8 @@ from console.times import age
 from console.view import View
 from console.widgets.layout import MUTED, NOT_GIVEN, Part, drawn_bar, fit, size, wrapped
 from console.widgets.pane import Pane
+from console.widgets.provenance import provenance_lines
+from dispatch.evidence import Kind
 from engine.stream import Heartbeat, Vitals
 
 OLD_SECONDS = 30.0
@@ -27,6 +29,9 @@ class VitalsPane(Pane):
 
     def title(self) -> Content:
         """See `Pane`."""
+        if _from_a_log(self.view):
+            host = self.view.review.about.host if self.view.review else ""
+            return Content(f"Host and origin  {host}".rstrip())
         run, remote = self.view.state.run, self.view.manifest.remote if self.view.manifest else None
         own = run.host if run is not None else ""
         if remote is not None and own not in ("", remote.host):
@@ -54,6 +59,20 @@ class _Row:
 
 def vitals_lines(view: View, width: int, height: int = 100) -> list[Content]:
     """The pane's lines, none wider than `width` cells; where they are more than `height`, what is unknown goes."""
+    if _from_a_log(view):
+        said = provenance_lines(view, width, height)
+        return said or [line.stylize(MUTED) for line in wrapped("Nothing stands beside the log.", width)]
+    remarks = view.review.remarks if view.review is not None else ()
+    told = [line.stylize("$warning") for remark in remarks for line in wrapped(f"⚠ {remark}", width)]
+    return [*told, *_figures(view, width, max(0, height - len(told)))]
+
+
+def _from_a_log(view: View) -> bool:
+    """There never were figures of a host; what stands beside the log is told in their place."""
+    return view.review is not None and view.review.kind is not Kind.RUN
+
+
+def _figures(view: View, width: int, height: int) -> list[Content]:
     state = view.state
     told = [event.t for event in (state.vitals, state.heartbeat) if event is not None]
     if not told:

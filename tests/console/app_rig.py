@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,12 @@ from textual.pilot import Pilot
 from console import app as app_module
 from console import watch as watch_module
 from console.app import KdConsoleApp
+from console.interactive import only_piece
 from console.screens import compare as compare_module
-from console.screens import run as run_module
+from console.screens import dashboard as dashboard_module
 from console.screens.compare import CompareScreen
 from console.screens.home import HomeScreen
+from console.screens.review import ReviewScreen
 from console.screens.run import RunScreen
 from console.settings import Settings
 from tests.console.desk_app import until
@@ -39,7 +41,7 @@ def frozen(monkeypatch: pytest.MonkeyPatch, now: float = NOW) -> Iterator[None]:
     """One moment for every clock that is drawn, in UTC, whatever the machine says."""
     with monkeypatch.context() as patch:
         clock = SimpleNamespace(time=lambda: now, monotonic=time.monotonic)
-        for module in (run_module, watch_module):
+        for module in (dashboard_module, watch_module):
             patch.setattr(module, "time", clock)
         patch.setattr(app_module, "HomeScreen", partial(HomeScreen, clock=lambda: now))
         patch.setattr(compare_module, "CompareScreen", partial(CompareScreen, clock=lambda: now))
@@ -59,6 +61,7 @@ def in_app(
     size: tuple[int, int] = WIDE,
     readonly: bool = False,
     run: Path | None = None,
+    review: Sequence[Path] = (),
     settings: Settings | None = None,
     wait: bool = True,
 ) -> KdConsoleApp:
@@ -70,15 +73,19 @@ def in_app(
         size: columns and rows.
         readonly: as the command's option says.
         run: the run that `kdconsole attach` names.
+        review: what `kdconsole review` names.
         settings: the user's own; quick redraws by default.
         wait: until the run is read.
     """
-    app = KdConsoleApp(evidence, settings or Settings(fps=30), readonly=readonly, run=run)
+    alone = only_piece(review)
+    app = KdConsoleApp(evidence, settings or Settings(fps=30), readonly=readonly, run=run, review=review, alone=alone)
 
     async def go() -> None:
         async with app.run_test(size=size) as pilot:
             if run is not None and wait:
                 await opened(app, pilot)
+            if alone is not None and wait:
+                await reviewed(app, pilot)
             await body(app, pilot)
 
     asyncio.run(go())
@@ -91,6 +98,15 @@ async def opened(app: KdConsoleApp, pilot: Pilot[Any]) -> RunScreen:
     screen = app.screen
     assert isinstance(screen, RunScreen)
     await until(pilot, screen.loaded.is_set, "the run is read")
+    return screen
+
+
+async def reviewed(app: KdConsoleApp, pilot: Pilot[Any]) -> ReviewScreen:
+    """Waits until past evidence is shown, and all of it was read."""
+    await until(pilot, lambda: isinstance(app.screen, ReviewScreen) and app.screen.is_mounted, "the review")
+    screen = app.screen
+    assert isinstance(screen, ReviewScreen)
+    await until(pilot, screen.loaded.is_set, "the evidence is read")
     return screen
 
 

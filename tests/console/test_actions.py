@@ -33,6 +33,7 @@ CLASSES: dict[Where, str] = {
     "app": "console.app:KdConsoleApp",
     "home": "console.screens.home:HomeScreen",
     "run": "console.screens.run:RunScreen",
+    "review": "console.screens.review:ReviewScreen",
     "compare": "console.screens.compare:CompareScreen",
     "new": "console.screens.new_run:NewRunScreen",
     "hosts": "console.screens.hosts:HostsScreen",

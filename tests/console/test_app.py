@@ -62,6 +62,35 @@ TESTS: dict[str, str] = {
     "run.export": "test_run_screen.py::test_e_writes_data_and_picture_of_the_chart_beside_what_is_there",
     "run.resume": "test_run_screen.py::test_r_starts_another_attempt_after_a_question_and_follows_it",
     "run.stop": "test_run_screen.py::test_s_stops_the_run_after_a_question_and_says_how_it_ended",
+    **{
+        f"{where}.{name}": f"test_review_screen.py::{test}"
+        for where in ("run", "review")
+        for name, test in (
+            ("play", "test_space_plays_from_the_beginning_stops_and_goes_on"),
+            ("slower", "test_angles_change_the_speed_within_what_there_is_and_the_head_says_it"),
+            ("faster", "test_angles_change_the_speed_within_what_there_is_and_the_head_says_it"),
+            ("to_start", "test_braces_go_to_both_ends_and_brackets_between_them"),
+            ("to_end", "test_braces_go_to_both_ends_and_brackets_between_them"),
+        )
+    },
+    "review.scrub_back": "test_review_screen.py::test_braces_go_to_both_ends_and_brackets_between_them",
+    "review.scrub_forward": "test_review_screen.py::test_braces_go_to_both_ends_and_brackets_between_them",
+    **{
+        f"review.{name}": "test_review_screen.py::test_digits_tab_and_z_go_through_the_panes"
+        for name in ("back", "next_pane", "previous_pane", "full_screen", *(f"pane_{n}" for n in range(1, 7)))
+    },
+    **{
+        f"review.{name}": "test_review_screen.py::test_every_key_of_the_chart_changes_what_is_seen_and_x_says_why_not"
+        for name in ("page", "log_y", "axis", "smooth_more", "smooth_less", "zoom_in", "zoom_out", "reset", "follow")
+    },
+    **{
+        f"review.{name}": "test_review_screen.py::test_a_filter_and_a_search_find_lines_of_the_log"
+        for name in ("filter", "search", "next_match", "previous_match")
+    },
+    **{
+        f"review.{name}": "test_review_screen.py::test_y_and_e_take_a_pane_out_of_the_app_and_leave_the_evidence"
+        for name in ("copy", "export")
+    },
     "compare.back": "test_compare.py::test_escape_goes_back_and_ends_the_reading",
     "compare.next_pane": "test_compare.py::test_a_small_screen_shows_one_of_the_two_and_tab_switches",
     "compare.previous_pane": "test_app.py::test_shift_tab_goes_back_between_chart_and_table",

@@ -7,6 +7,7 @@ import io
 import math
 import sys
 import types
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -42,6 +43,12 @@ def test_numbers_come_back_from_csv_bit_for_bit(loss: list[float]) -> None:
     ]
     assert [int(row["step"]) for row in total] == list(range(1, len(loss) + 1))
     assert [float(row["t_unix_seconds"]) for row in total] == shown.curves[-1].lane.x("time").tolist()
+
+
+def test_the_numbers_of_lines_are_no_times_in_csv() -> None:
+    shown = replace(plot(state([3.0, 2.0])), timed=False)
+    rows = list(csv.DictReader(io.StringIO("".join(csv_lines(shown)))))
+    assert {row["t_unix_seconds"] for row in rows} == {""}
 
 
 def test_csv_has_every_point_of_every_series_however_closely_one_looks() -> None:

@@ -46,7 +46,7 @@ def everything(loss: Floats, look: Look, width: int, height: int) -> Frame:
     run = state(loss, ce=loss, kd=loss)
     shown = plot(run)
     frame = draw(shown, look, width, height)
-    readout(frame, shown, look, run.steps)
+    readout(frame, shown, look, run)
     assert len(rows(frame)) == height
     assert all(len(line) == width for line in rows(frame))
     return frame
@@ -118,7 +118,7 @@ def test_an_attempt_on_a_clock_that_was_set_back_goes_on_where_the_one_before_en
         assert "total 6.000" in rows(frame)[-1]
         assert "gap" not in rows(frame)[-1]
     sight = Sight().pointed(shown, 150.0)
-    said = readout(draw(shown, sight.look, 100, 20), shown, sight.look, run.steps)
+    said = readout(draw(shown, sight.look, 100, 20), shown, sight.look, run)
     assert said[:2] == ["step 150 (highest of 2)", "total 5.5000 (EMA 5.410)"]
     assert time.strftime("%H:%M:%S", time.localtime(EPOCH - 5_000 + 59)) in said, "the host's own time of that step"
 

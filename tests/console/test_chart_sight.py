@@ -32,7 +32,7 @@ def picture(sight: Sight, shown: Plot) -> Frame:
 
 def said(sight: Sight, shown: Plot, of: RunState | None = None) -> list[str]:
     look = sight.settled(shown).look
-    return readout(draw(shown, look, 80, 20), shown, look, None if of is None else of.steps)
+    return readout(draw(shown, look, 80, 20), shown, look, of)
 
 
 @settings(deadline=None)

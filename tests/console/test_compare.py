@@ -166,7 +166,7 @@ def test_a_directory_that_is_no_run_stands_beside_the_others(tmp_path: Path) -> 
 
     async def body(app: DeskApp, screen: CompareScreen, pilot: Pilot[None]) -> None:
         assert "? UNREADABLE" in line_with(app, "status  ")
-        assert "no dispatch.json" in line_with(app, "problem  ")
+        assert "no manifest, no stream and no log" in line_with(app, "problem  ")
 
     comparing([good_smoke(tmp_path), tmp_path / "nothing"], body)
 

@@ -98,7 +98,7 @@ def test_attempts_and_the_time_between_them_are_told(tmp_path: Path) -> None:
     lines = lines_of(load_run(good_train(tmp_path)), load_run(resumed_run(tmp_path)))
     assert texts(lines["attempts"]) == ["1", "2"]
     assert texts(lines["in steps"]) == ["1m 40s", "1m 40s"]
-    assert lines["first to last event"].differs
+    assert lines["took"].differs
 
 
 # Losses
@@ -217,7 +217,7 @@ def test_a_directory_that_is_no_run_is_compared_as_what_it_is(tmp_path: Path) ->
     (tmp_path / "nothing").mkdir()
     lines = lines_of(load_run(good_smoke(tmp_path)), load_run(tmp_path / "nothing"))
     assert texts(lines["status"])[1] == "? UNREADABLE"
-    assert "no dispatch.json" in texts(lines["problem"])[1]
+    assert "no manifest" in texts(lines["problem"])[1]
 
 
 @settings(max_examples=15, deadline=None)

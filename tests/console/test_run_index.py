@@ -353,7 +353,6 @@ def _sparse(path: Path) -> None:
 
 
 BREAKS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no manifest": (lambda path: (path / "dispatch.json").unlink(), "no dispatch.json"),
     "half a manifest": (_holding("dispatch.json", b'{"v": 1, "run"'), "dispatch.json"),
     "a manifest nested deeply": (_holding("dispatch.json", b'{"x":' + b"[" * 100_000), "dispatch.json"),
     "binary junk for a manifest": (_holding("dispatch.json", bytes(range(256)) * 16), "dispatch.json"),
@@ -367,7 +366,6 @@ BREAKS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a stream of nothing, without end": (_sparse, "a line"),
     "a link for the stream": (_link("events.jsonl", "/etc/passwd"), "events.jsonl"),
     "a link in a circle": (_link("dispatch.json", "dispatch.json"), "dispatch.json"),
-    "no contract": (lambda path: (path / "contract.yaml").unlink(), "no contract.yaml"),
     "a contract that is none": (_holding("contract.yaml", b"[1, 2]"), "contract.yaml"),
     "a pipe for the contract": (_pipe("contract.yaml"), "contract.yaml: no regular file"),
 }
@@ -437,6 +435,20 @@ def test_losses_too_large_to_be_judged_break_nothing(tmp_path: Path) -> None:
     make_run(tmp_path, stamped([*events, end_event(30)]), 1)
     assert only(looked(tmp_path)).loss == 1.7e308
     assert only(folded(tmp_path)).exact
+
+
+@pytest.mark.parametrize("name", ["dispatch.json", "contract.yaml"])
+def test_a_run_that_lost_a_file_shows_what_its_stream_still_says(tmp_path: Path, name: str) -> None:
+    path = good_smoke(tmp_path)
+    whole = only(folded(tmp_path))
+    (path / name).unlink()
+    quick, row = only(looked(tmp_path)), only(folded(tmp_path))
+    for each in (quick, row):
+        assert (each.status, each.problem, each.host, each.step, each.loss) == (
+            "COMPLETED", "", whole.host, whole.step, whole.loss
+        )  # fmt: skip
+        assert (each.mode, each.phase, each.teacher) == ("smoke", "3", "builtin:teacher")
+    assert row.verdicts == whole.verdicts
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -527,11 +539,12 @@ def test_a_smoke_of_the_same_configuration_tells_the_time_of_as_many_steps(tmp_p
 
 
 def test_only_a_smoke_of_this_configuration_on_this_host_counts(tmp_path: Path) -> None:
-    path = good_smoke(tmp_path, 30)
+    path = good_smoke(tmp_path / "one", 30)
     other = good_smoke(tmp_path / "other", 30, sets=["train.batch=2"])
-    assert find_smoke([tmp_path], gate(path), "elsewhere", 50_000) is None
-    assert find_smoke([tmp_path], gate(other), "box", 50_000) is None
+    assert find_smoke([tmp_path / "one"], gate(path), "elsewhere", 50_000) is None
+    assert find_smoke([tmp_path / "one"], gate(other), "box", 50_000) is None
     assert find_smoke([tmp_path / "none"], gate(path), "box", 50_000) is None
+    assert find_smoke([tmp_path], gate(other), "box", 50_000) is not None
     assert find_smoke([tmp_path / "none", tmp_path / "other"], gate(other), "box", 50_000) is not None
 
 

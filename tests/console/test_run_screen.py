@@ -23,9 +23,10 @@ from textual.widget import Widget
 from textual.widgets import Input
 
 from console.app import KdConsoleApp
+from console.replay import SCRUBS
 from console.screens.confirm import ConfirmScreen
 from console.screens.home import HomeScreen
-from console.screens.run import SCRUBS, RunScreen
+from console.screens.run import RunScreen
 from console.settings import Settings
 from console.widgets.log import LogPane
 from dispatch import runs

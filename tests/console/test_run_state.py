@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import itertools
+import math
+import tracemalloc
+from dataclasses import replace
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from console.run_state import MAX_LOG_LINES, MAX_MARKS, Reducer, RunState
-from engine.stream import End, Event, Heartbeat, Log, Phase, Verdict, decode_line, encode
+from console.run_log import MAX_LOG_CHARACTERS
+from console.run_state import MAX_LOG_LINES, MAX_MARKS, STREAM, Reducer, RunState, Source
+from engine.falsifiers import Contract, builtin_contract, parse_contract
+from engine.stream import (
+    CheckpointFailed,
+    End,
+    Event,
+    Heartbeat,
+    Log,
+    Measure,
+    Phase,
+    Projection,
+    Verdict,
+    Vitals,
+    decode_line,
+    encode,
+)
 from tests.streams import (
     EPOCH,
     RUN,
@@ -205,6 +223,77 @@ def test_every_change_of_a_verdict_is_kept_with_its_time() -> None:
     assert {v.id: v.verdict for v in state.history} == {v.id: v.verdict for v in state.judged if v.verdict != "PENDING"}
 
 
+ANYTHING = st.sampled_from(
+    [
+        *(step_event(step, loss) for step, loss in ((1, 5.0), (2, 4.0), (3, math.nan), (4, 3.0), (9, 2.0))),
+        *(msgspec.structs.replace(step_event(step, 1.5), again=True) for step in (1, 2, 4)),
+        *(eval_event(step, 2.0) for step in (0, 2, 4)),
+        Heartbeat(phase="train", step=1, rss_bytes=1), Vitals(), Log(level="warning", message="look"),
+        Phase(name="train"), Phase(name="train", budget_seconds=3.0), Phase(name="import"), Phase(name="judge"),
+        run_event(), run_event(attempt=2, target_steps=9), end_event(), end_event(status="FAILED"),
+        CheckpointFailed(step=2, kind="best", error="full", seconds=1.0), Measure(name="x", value=1.0),
+        Verdict(id="F-FINITE-001", verdict="PASS", severity="fatal", claim="", expected="", observed="", step=1),
+        Projection(target_steps=9, p10_seconds=1, p50_seconds=2, p90_seconds=3, step_seconds=1, fixed_seconds=1,
+                   samples=9),
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(ANYTHING, max_size=40),
+    st.lists(st.sampled_from([0.0, 0.5, 2.0, 700.0, -1.0]), min_size=1, max_size=7),
+    st.lists(st.integers(0, 40), max_size=5).map(sorted),
+    st.sampled_from([STREAM, Source(verbatim=True), Source(judged_by_us=True)]),
+    st.sampled_from([smoke_contract(), parse_contract(builtin_contract("predecessor"), "predecessor.yaml")]),
+)
+def test_any_stream_gives_the_same_state_at_once_and_event_by_event(
+    kinds: list[Event], apart: list[float], cuts: list[int], source: Source, contract: Contract
+) -> None:
+    t, passing = 0.0, itertools.cycle(apart)
+    events = [msgspec.structs.replace(e, run=RUN, seq=n, t=(t := t + next(passing))) for n, e in enumerate(kinds)]
+    one, some, all_of_them = (Reducer(contract, source) for _ in range(3))
+    for event in events:
+        early = one.feed([event])
+        assert len(early.log) == len(tuple(early.log))
+    for begin, end in itertools.pairwise([0, *cuts, len(events)]):
+        some.feed(events[begin:end])
+    all_of_them.feed(events)
+    assert one.state.steps == some.state.steps == all_of_them.state.steps
+    states = [replace(each.state, steps=RunState().steps, log=tuple(each.state.log)) for each in (one, some)]
+    expected = replace(all_of_them.state, steps=RunState().steps, log=tuple(all_of_them.state.log))
+    assert [repr(state) for state in states] == [repr(expected)] * 2  # NaN is like NaN here
+
+
+def test_steps_are_no_lines_of_the_log() -> None:
+    assert [line.text for line in reduced(stamped([step_event(1, 5.0), Log(level="info", message="m")])).log] == [
+        "info: m"
+    ]
+
+
+def test_lines_that_were_looked_at_stay_the_same_objects() -> None:
+    reducer, events = Reducer(smoke_contract()), with_verdicts(smoke_events(12))
+    unseen = reducer.feed(events[:20])
+    first = reducer.feed(events[20:40])
+    looked = list(first.log)
+    second = reducer.feed(events[40:])
+    assert all(a is b for a, b in zip(looked, second.log, strict=False))
+    assert all(a is b for a, b in zip(unseen.log, second.log, strict=False))
+    assert (looked[-1] in second.log, len(second.log) > len(looked)) == (True, True)
+
+
+def test_the_log_has_as_many_lines_in_small_pieces_as_in_a_large_one() -> None:
+    lines: list[Event] = stamped([Log(level="info", message=f"{i}") for i in range(1, MAX_LOG_LINES + 800)])
+    small, looked_at = Reducer(smoke_contract()), Reducer(smoke_contract())
+    for begin in range(0, len(lines), 61):
+        small.feed(lines[begin : begin + 61])
+        assert len(looked_at.feed(lines[begin : begin + 61]).log[-1:]) == 1
+    large = reduced(lines).log
+    assert len(large) == len(tuple(large)) == MAX_LOG_LINES
+    assert large == small.state.log == looked_at.state.log
+    assert large[0].text == "info: 800"
+
+
 def test_memory_stays_flat_when_a_stream_says_ever_new_things() -> None:
     reducer = Reducer(smoke_contract())
     reducer.feed([run_event(t=EPOCH)])
@@ -215,3 +304,26 @@ def test_memory_stays_flat_when_a_stream_says_ever_new_things() -> None:
         )
     assert len(reducer.state.stated) == MAX_MARKS
     assert len(reducer.state.log) == MAX_LOG_LINES
+
+
+@pytest.mark.parametrize("looking", [False, True])
+def test_memory_has_a_bound_whatever_the_texts_are(looking: bool) -> None:
+    def texts(n: int) -> list[Event]:
+        long = f"{n:06}" + "x" * 60_000
+        verdict = Verdict(id=long, verdict="FAIL", severity="gate", claim="", expected="", observed="", step=0)
+        failed = CheckpointFailed(step=n, kind="best", error=long, seconds=1.0)
+        sent = map(encode, stamped([Log(level="info", message=long), Phase(name=long), verdict, failed]))
+        return [event for event in map(decode_line, sent) if event is not None]
+
+    reducer = Reducer(smoke_contract())
+    tracemalloc.start()
+    for n in range(600):
+        state = reducer.feed(texts(n))
+        if looking:
+            assert len(state.log) > 0
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(state.stated) == len(state.checkpoints) == len(state.phases) == 600
+    assert state.log[-4].text.startswith("info: 000599")
+    assert sum(len(line.text) for line in state.log) <= MAX_LOG_CHARACTERS
+    assert peak < 3 * MAX_LOG_CHARACTERS

@@ -19,14 +19,15 @@ from console import room as room_module
 from console.app import KdConsoleApp
 from console.screens.compare import CompareScreen
 from console.screens.confirm import ConfirmScreen
+from console.screens.dashboard import Dashboard
 from console.screens.help import HelpScreen
 from console.screens.new_run import NewRunScreen
-from console.screens.run import RunScreen
 from console.settings import Settings
-from tests.console.app_rig import MIDDLE, NOW, SIZES, WIDE, frozen, in_app, listed
+from tests.console.app_rig import MIDDLE, NARROW, NOW, SIZES, WIDE, frozen, in_app, listed
 from tests.console.desk_app import until
 from tests.console.run_dirs import READY, good_train, live_run, nan_run
 from tests.console.snapshots import picture, same
+from tests.old_evidence import SCENES
 
 GIB = 1 << 30
 sizes = pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
@@ -53,7 +54,7 @@ async def at_rest(app: App[Any], pilot: Pilot[Any]) -> None:
     """Waits until two looks in a row see the same."""
     before = ""
     for _ in range(200):
-        if isinstance(app.screen, RunScreen | CompareScreen):
+        if isinstance(app.screen, Dashboard | CompareScreen):
             app.screen.chart.redraw()
         await pilot.pause(0.02)
         drawn = picture(app, styles=True)
@@ -107,6 +108,34 @@ def test_run_of_every_kind(kind: str) -> None:
 )
 def test_run_after_keys(name: str, keys: tuple[str, ...]) -> None:
     hold_run(f"run-{name}", "good_train", MIDDLE, *keys)
+
+
+@pytest.mark.parametrize("size", [NARROW, MIDDLE, WIDE], ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("kind", ["replay", "old"])
+def test_review(kind: str, size: tuple[int, int], here: Path) -> None:
+    """One of ours in the middle of its replay, and one of the predecessor's."""
+    name = f"review-{kind}-{size[0]}x{size[1]}"
+    path = good_train(here / "evidence") if kind == "replay" else SCENES["asked-50-ran-62"](here / "phase3")
+
+    async def body(app: KdConsoleApp, pilot: Pilot[Any]) -> None:
+        if kind == "replay":
+            await pilot.press(*["left_square_bracket"] * 20, *["greater_than_sign"] * 2)
+        await at_rest(app, pilot)
+        same(name, picture(app))
+
+    in_app(body, Path("evidence"), size=size, review=[path])
+
+
+@pytest.mark.parametrize("key", ["2", "5"])
+def test_review_panes(key: str, here: Path) -> None:
+    path = SCENES["contradiction"](here / "phase3")
+
+    async def body(app: KdConsoleApp, pilot: Pilot[Any]) -> None:
+        await pilot.press(key, "enter")
+        await at_rest(app, pilot)
+        same(f"review-pane-{key}", picture(app))
+
+    in_app(body, Path("evidence"), size=MIDDLE, review=[path])
 
 
 @sizes

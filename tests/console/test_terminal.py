@@ -137,7 +137,7 @@ def test_no_hostile_byte_reaches_the_terminal_from_the_list_of_runs(desk: Desk, 
     terminal.press("/")
     terminal.until("status:failed")
     paste(terminal, "(0)")
-    terminal.until("No run has")
+    terminal.until("No run passes")
     terminal.press("\x1b")
     terminal.until(plain.name)
     terminal.press("\x1b[H", " ", "\x1b[B", " ", "\x1b[B", " ", "c")

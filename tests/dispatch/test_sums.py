@@ -16,7 +16,17 @@ import pytest
 from dispatch import runs
 from dispatch.manifest import FIRST_FILES, MANIFEST, SMALL_FILES, SUMS, read_manifest, sha256_file
 from dispatch.runs import RunDir
-from dispatch.sums import check_sums, files_of, is_passing, is_weight, verify_sums, write_sums
+from dispatch.sums import (
+    check_sums,
+    files_of,
+    form_problem,
+    is_passing,
+    is_weight,
+    read_sums,
+    recompute,
+    verify_sums,
+    write_sums,
+)
 from engine.config import load_config
 from engine.errors import RunError
 from engine.text import clean
@@ -274,3 +284,35 @@ def test_what_is_no_file_is_refused_and_not_waited_for(made: RunDir, name: str, 
             verify_sums(made.path)
     else:
         assert verify_sums(made.path) == (f"{name}: {NO_FILE}",)
+
+
+def test_every_hash_is_computed_anew_and_what_is_not_as_listed_says_why(made: RunDir) -> None:
+    assert all(
+        check.stated == check.found and check.problem is None for check in recompute(made.path, read_sums(made.path))
+    )
+    (made.path / "launch.log").write_text("other\n")
+    (made.path / "model/model.safetensors").unlink()
+    (made.path / "more").write_text("")
+    told = {check.name: check for check in recompute(made.path, read_sums(made.path)) if check.problem}
+    assert {name: check.problem for name, check in told.items()} == {
+        "launch.log": "changed",
+        "model/model.safetensors": "missing",
+        "more": f"not listed in {SUMS}",
+    }
+    assert told["launch.log"].found == hashlib.sha256(b"other\n").hexdigest()
+    assert (told["more"].stated, told["more"].found) == (None, None)
+
+
+def test_a_list_in_another_form_than_it_is_written_is_told(made: RunDir) -> None:
+    raw = (made.path / SUMS).read_bytes()
+    lines = raw.splitlines(keepends=True)
+    assert form_problem(raw) is None
+    for changed in (
+        [*lines[1:2], lines[0], *lines[2:]],
+        [*lines[:3], lines[2], *lines[3:]],
+        [*lines[:-1], lines[-1].removesuffix(b"\n")],
+        [lines[0].replace(b"  ", b" *"), *lines[1:]],
+        [lines[0].replace(b"  ", b"  ./"), *lines[1:]],
+    ):
+        assert "is not as it was written" in (form_problem(b"".join(changed)) or "")
+    assert "is not a checksum" in (form_problem(raw + b"?\n") or "")

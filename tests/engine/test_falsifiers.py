@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.contract import Contract
 from engine.errors import ConfigError, ExitCode
 from engine.falsifiers import (
+    CALM,
     FAIL,
     JUDGE_PHASE,
     PASS,
     PENDING,
     UNKNOWN,
     Judge,
-    _mean,
     builtin_contract,
     exit_code_of,
     parse_contract,
 )
+from engine.judging import mean_of
 from engine.stream import (
     EVENT_TYPES,
     Event,
     Heartbeat,
+    Log,
     Measure,
     Phase,
     Projection,
@@ -260,7 +264,7 @@ def test_a_trend_of_values_whose_sum_is_no_float_is_judged_by_their_mean(
     st.lists(st.sampled_from([HUGE, -HUGE, 1e308, 1.0]) | st.floats(allow_nan=False, allow_infinity=False), min_size=1)
 )
 def test_a_mean_lies_between_the_values_however_large_they_are(values: list[float]) -> None:
-    mean = _mean(values)
+    mean = mean_of(values)
     low, high = min(values), max(values)
     assert low <= mean <= high or mean in (pytest.approx(low, rel=1e-15), pytest.approx(high, rel=1e-15))
 
@@ -630,3 +634,98 @@ def test_a_bad_contract_gives_one_clear_message(text: str, message: str) -> None
 @pytest.mark.parametrize("name", ["loss", "ce", "kd", "lr", "grad_norm", "tokens", "seconds"])
 def test_every_number_of_a_step_is_a_metric(name: str) -> None:
     assert judged(f"kind: threshold, metric: step.{name}, at_least: 0", step_event(1, 3.0)).verdict == PASS
+
+
+EVERYTHING = contract(
+    "kind: finite, metric: step.loss",
+    "kind: finite, metric: step.grad_norm",
+    "kind: trend, metric: step.loss, direction: falls, window: 3",
+    "kind: trend, metric: step.kd, direction: rises, window: 1",
+    "kind: threshold, metric: step.ce, below: 3.0",
+    "kind: threshold, metric: step.loss, below: 9.0, over: max",
+    "kind: threshold, metric: step.loss, above: 1.0, over: min",
+    "kind: threshold, metric: step.tokens, at_least: 10, over: last",
+    "kind: no_stall, seconds: 5, factor: 2",
+    "kind: no_stall, seconds: 40",
+    "kind: exact_steps",
+    "kind: present, metrics: [step.loss, measure.x, eval.loss]",
+    "kind: all_at_most, limits: {step.seconds: 3.0, measure.x: 1.0}",
+)
+FEW = contract(
+    "kind: finite, metric: step.loss",
+    "kind: trend, metric: step.loss, direction: falls, window: 3",
+    "kind: threshold, metric: step.loss, below: 9.0, over: max",
+    "kind: no_stall, seconds: 60",
+    "kind: present, metrics: [step.again]",
+)
+NUMBER = st.sampled_from([0.5, 1.0, 2.0, 2.5, 3.0, 7.0, 1e308]) | st.floats()
+PASSED = st.sampled_from([0.5, 0.5, 0.1, 1.0, 6.0, 50.0, -3.0, math.inf, math.nan])
+
+
+def any_step() -> st.SearchStrategy[Step]:
+    kept = st.booleans()
+    return st.builds(
+        Step, step=st.integers(1, 9), loss=NUMBER, ce=NUMBER, kd=NUMBER, lr=NUMBER, grad_norm=NUMBER,
+        tokens=st.integers(0, 99), seconds=st.sampled_from([0.1, 0.3, 7.0, math.nan]), again=kept,
+    )  # fmt: skip
+
+
+BETWEEN = st.sampled_from([Heartbeat(phase="train", step=0, rss_bytes=0), Log(level="info", message="m")])
+OTHERS = st.sampled_from(
+    [
+        Phase(name="train"), Phase(name="train", budget_seconds=20.0), Phase(name="import"),
+        Phase(name="eval", budget_seconds=3.0), eval_event(3, 2.0), Measure(name="x", value=0.5),
+        Measure(name="y", value=0.5), JUDGE, run_event(attempt=2), Vitals(), end_event(),
+    ]
+)  # fmt: skip
+BEAT = Heartbeat(phase="train", step=12, rss_bytes=0)
+TWELVE: list[Event] = [step_event(step, 5.0) for step in range(1, 13)]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from([EVERYTHING, FEW]),
+    st.lists(st.lists(any_step() | BETWEEN, max_size=12) | OTHERS, max_size=8),
+    st.lists(PASSED, min_size=1, max_size=10),
+    st.sampled_from([None, 7]),
+)
+@example(FEW, [Phase(name="train", budget_seconds=20.0), TWELVE, TWELVE], [1.0], None)
+@example(FEW, [Phase(name="train"), [*TWELVE, BEAT, BEAT], [BEAT, BEAT], TWELVE], [20.0], None)
+@example(FEW, [Phase(name="train", budget_seconds=20.0), TWELVE, TWELVE], [6.0, -5.0], None)
+@example(FEW, [Phase(name="train", budget_seconds=20.0), TWELVE, TWELVE], [1.0, math.nan], None)
+def test_events_in_a_row_are_judged_as_one_by_one(
+    what: Contract, parts: list[list[Event] | Event], times: list[float], most: int | None
+) -> None:
+    alone, together = Judge(what), Judge(what)
+    seen: list[Sequence[Event]] = [[run_event(max_steps=most)], [Phase(name="train")]]
+    for each in parts:
+        seen.append(each if isinstance(each, list) else [each])
+    t, passing = EPOCH, itertools.cycle(times)
+    for part in [*seen, [JUDGE]]:
+        stamped_part = [msgspec.structs.replace(event, t=(t := t + next(passing))) for event in part]
+        expected = [(event, changed) for event in stamped_part if (changed := alone.observe(event))]
+        if all(type(event) in CALM for event in stamped_part):
+            assert together.observe_calm(stamped_part) == expected
+        else:
+            assert together.observe(stamped_part[0]) == [verdict for _, changed in expected for verdict in changed]
+        assert repr(together.verdicts) == repr(alone.verdicts)
+
+
+def test_steps_that_change_nothing_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = Judge(parse_contract(builtin_contract("train"), "train"))
+    for event in stamped([run_event(mode="train"), Phase(name="train")]):
+        judge.observe(event)
+    monkeypatch.setattr(judge, "observe", None)
+    steps = [msgspec.structs.replace(step_event(step, 5.0), t=EPOCH + step) for step in range(1, 1_000)]
+    assert judge.observe_calm(steps) == []
+
+
+def test_a_judge_keeps_little_however_long_the_stream() -> None:
+    judge = Judge(parse_contract(builtin_contract("train"), "train"))
+    judge.observe(run_event(t=EPOCH))
+    judge.observe_calm(TWELVE)
+    before = len(pickle.dumps(judge))
+    for number in range(1_000):
+        judge.observe(Measure(name=f"made_up_{number}", value=1.0, t=EPOCH + number / 1_000))
+        judge.observe_calm(TWELVE)
+    assert len(pickle.dumps(judge)) < before + 1_000

@@ -1,0 +1,1 @@
+"""A past run as a report: for people and for programs."""

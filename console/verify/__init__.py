@@ -1,0 +1,1 @@
+"""Everything that a run directory claims, computed anew."""
