@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,10 +83,16 @@ def finish(result: Result | None, as_json: bool) -> None:
             console.out(json.dumps(report.document(result), indent=2, allow_nan=False))
         else:
             report.show(result, console)
-    try:
-        sys.stdout.write(capture.get())
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader went away (`| head`); the run's exit code still stands.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    write_out([capture.get()])
     sys.exit(result.exit_code)
+
+
+def write_out(pieces: Iterable[str]) -> None:
+    """Writes to standard output as UTF-8; a reader that went away (`| head`) has read enough."""
+    try:
+        sys.stdout.flush()
+        for piece in pieces:
+            sys.stdout.buffer.write(piece.encode())
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

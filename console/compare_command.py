@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from console.command import evidence_option, need_terminal, open_screen
+from console.command import evidence_option, need_terminal, open_screen, write_out
 from console.json_errors import errors_told
 from engine.errors import KdError, RunError
 from engine.text import clean
@@ -62,7 +61,7 @@ def compare_command(
             open_screen(context, evidence, compare=paths)
             return
         text = _text(paths, as_json, as_csv, every_line)
-    write_out(text)
+    write_out([text])
 
 
 def _found(evidence: Path, names: Sequence[str]) -> list[Path]:
@@ -105,12 +104,3 @@ def _text(paths: Sequence[Path], as_json: bool, as_csv: bool, every_line: bool) 
     with console.capture() as capture:
         show(side_by_side.labels(runs), sections, console, every_line=every_line)
     return capture.get()
-
-
-def write_out(text: str) -> None:
-    """Writes to standard output; a reader that went away (`| head`) has read enough."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

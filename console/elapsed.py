@@ -1,4 +1,4 @@
-"""How long a run took by the wall, without what passed between two attempts."""
+"""How long a run took by the wall clock, without what passed between two attempts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine.falsifiers import FIRST_PHASE
 
 
 def wall_seconds(state: RunState) -> float | None:
-    """Wall seconds of a run that is over, over all its attempts; None where nobody says it."""
+    """Wall seconds until a run's end, or until its last event, over all its attempts; None where nobody says it."""
     end = state.end
     if not state.source.timed:
         return end.seconds if end is not None and math.isfinite(end.seconds) else None

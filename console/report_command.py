@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
-from console.command import evidence_option
+from console.command import evidence_option, write_out
 from engine.errors import RunError
 from engine.text import clean
 
@@ -55,7 +54,7 @@ def report_command(
         )
     pieces = csv_of(loaded, series or "steps") if form == "csv" else iter([_document(loaded, form)])
     if output == "-":
-        _write_out(pieces)
+        write_out(pieces)
         return
     stem = clean(loaded.path.stem if loaded.path.is_file() else loaded.path.name, 150).replace("/", "_")
     ending = f"-{series or 'steps'}.csv" if form == "csv" else f"-report{SUFFIXES[form]}"
@@ -78,16 +77,6 @@ def _document(loaded: object, form: str) -> str:
     assert isinstance(loaded, LoadedRun)
     written = {"html": as_html.document, "md": as_markdown.document, "svg": as_svg.document}
     return written[form](report_of(loaded))
-
-
-def _write_out(pieces: Iterator[str]) -> None:
-    """Writes to standard output; a reader that went away (`| head`) has read enough."""
-    try:
-        for piece in pieces:
-            sys.stdout.buffer.write(piece.encode())
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_file(path: Path, pieces: Iterable[bytes], *, replace: bool) -> None:

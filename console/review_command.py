@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from console.command import EXIT_CODES, evidence_option, need_terminal, open_screen
+from console.command import EXIT_CODES, evidence_option, need_terminal, open_screen, write_out
 from console.json_errors import errors_told
 from engine.errors import ExitCode, KdError, RunError
 from engine.text import clean
@@ -91,25 +91,23 @@ def _found(evidence: Path, names: Sequence[str]) -> tuple[list[Path], list[tuple
 
 
 def _one(path: Path, as_json: bool, quiet: bool, evidence: Path) -> None:
-    from console.compare_command import write_out
     from console.review.document import document
     from console.review.past import review
     from console.review.text import show
 
     told = review(_load(path, quiet), smokes=[place for place in (path.parent, evidence) if place.is_dir()])
     if as_json:
-        write_out(json.dumps(document(told), indent=2, allow_nan=False) + "\n")
+        write_out([json.dumps(document(told), indent=2, allow_nan=False) + "\n"])
     else:
         console = _console()
         with console.capture() as capture:
             show(told, console)
-        write_out(_trimmed(capture.get()))
+        write_out([_trimmed(capture.get())])
     sys.exit(told.conclusion.exit_code)
 
 
 def _several(found: Sequence[Path], unread: list[tuple[str, str]], as_json: bool, quiet: bool) -> None:
     """Each in a few lines as it is read, then all of them as a table; only what is printed is kept."""
-    from console.compare_command import write_out
     from console.review.document import document, several
     from console.review.past import review
     from console.review.text import block, summary, summary_row
@@ -126,7 +124,7 @@ def _several(found: Sequence[Path], unread: list[tuple[str, str]], as_json: bool
         rows.append(summary_row(told, names[told.loaded.path]))
         with console.capture() as capture:
             console.print(*block(told), sep="\n", end="\n")
-        write_out(_trimmed(capture.get()))
+        write_out([_trimmed(capture.get())])
 
     for number, path in enumerate(found, 1):
         told = review(_load(path, quiet, f"{number:,} of {len(found):,}, "))
@@ -134,11 +132,11 @@ def _several(found: Sequence[Path], unread: list[tuple[str, str]], as_json: bool
             unread.append((str(path), told.loaded.problem))
         tell(told)
     if as_json:
-        write_out(json.dumps(several(documents, unread), indent=2, allow_nan=False) + "\n")
+        write_out([json.dumps(several(documents, unread), indent=2, allow_nan=False) + "\n"])
     else:
         with console.capture() as capture:
             console.print(summary(rows, console.width))
-        write_out(_trimmed(capture.get()))
+        write_out([_trimmed(capture.get())])
         for name, problem in unread:
             click.echo(f"error: {clean(name, 200)}: {clean(problem, 500)}", err=True)
     sys.exit(ExitCode.USAGE if unread else ExitCode.OK)

@@ -27,23 +27,23 @@ def picture(path: Path, *, columns: int, rows: int, theme: str, step: int | None
         step: show the run as it was after this step; None: as it is.
 
     Raises:
-        RunError: it is no run directory, or it cannot be read in time.
+        RunError: there is no run, or it cannot be read in time.
     """
     from textual.pilot import Pilot
 
     from console.app import KdConsoleApp
-    from console.screens.run import RunScreen
+    from console.screens.dashboard import Dashboard
     from console.settings import Settings
-    from dispatch import runs
+    from dispatch.evidence import open_evidence
 
-    runs.open_run(path)  # Refused here, where it can still be told.
+    open_evidence(path)  # Refused here, where it can still be told.
     app = KdConsoleApp((path.parent,), Settings(theme=theme, notify=False, bell=False), readonly=True, run=path)
     drawn = ""
 
     async def shoot(pilot: Pilot[object]) -> None:
         nonlocal drawn
         screen = app.screen
-        assert isinstance(screen, RunScreen)
+        assert isinstance(screen, Dashboard)
         async with asyncio.timeout(LOAD_SECONDS):
             await screen.loaded.wait()
         if step is not None:
@@ -53,7 +53,7 @@ def picture(path: Path, *, columns: int, rows: int, theme: str, step: int | None
             await pilot.pause()
         screen.chart.redraw()
         await pilot.pause()
-        drawn = app.export_screenshot(title=f"kdconsole · {clean(screen.run_dir.id, 200)}")
+        drawn = app.export_screenshot(title=f"kdconsole · {clean(screen.named_run, 200)}")
         app.exit("")
 
     async def go() -> None:
@@ -81,7 +81,7 @@ def picture(path: Path, *, columns: int, rows: int, theme: str, step: int | None
 def screenshot_command(run: str, out: Path | None, size: str, theme: str, step: int | None, evidence: Path) -> None:
     """Draw the dashboard of a run, live or past, as an SVG file; no terminal is needed.
 
-    RUN is an id, its beginning, or a directory.
+    RUN is an id, its beginning, or a path to past evidence of any kind, as review takes it.
 
     \b
     Examples:
@@ -89,14 +89,14 @@ def screenshot_command(run: str, out: Path | None, size: str, theme: str, step: 
       kdconsole screenshot evidence/20260102-030405-train-abcdef --size 200x60 --theme kdconsole-light
     """
     from console.export_files import write_new
-    from dispatch import runs
+    from console.named_evidence import named_evidence
     from engine.durable import replace
 
     columns, rows = _cells(size)
     _known_theme(theme)
-    target = runs.resolve_run(evidence, run)
-    drawn = picture(target.path, columns=columns, rows=rows, theme=theme, step=step)
-    stem = clean(target.path.name, 200)  # and not what its manifest calls it, which may be a path to anywhere
+    path = named_evidence(evidence, run)
+    drawn = picture(path, columns=columns, rows=rows, theme=theme, step=step)
+    stem = clean(path.name, 200)  # and not what its manifest calls it, which may be a path to anywhere
     shown = clean(str(out or f"{stem}.svg"))
     try:
         if out is not None and out.is_dir():

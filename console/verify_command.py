@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from console.command import evidence_option
+from console.command import evidence_option, write_out
 from engine.errors import ExitCode, KdError
 from engine.text import clean
 
@@ -111,9 +111,4 @@ def _print(what: dict[str, Any] | Sequence[Verified]) -> None:
         else:
             for each in what:
                 show(each, console)
-    try:
-        sys.stdout.write(capture.get())
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader went away (`| head`); the exit code still stands.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    write_out([capture.get()])

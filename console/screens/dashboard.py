@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,8 @@ class Dashboard(ChartActions, TimeActions):
         """All that is known."""
         self.view = self.latest
         """What is shown of it."""
+        self.loaded = asyncio.Event()
+        """Everything was read that stood there when the screen was opened, or it cannot be read."""
         self._pane, self._asked = "chart", "filter"
 
     def panes(self) -> ComposeResult:

@@ -62,8 +62,6 @@ class FollowingScreen(Dashboard):
         self.view = self.latest = View(manifest=run_dir.manifest)
         self.place: Place | None = None
         """Where it is; known once the following has begun."""
-        self.loaded = asyncio.Event()
-        """Everything was read that stood there when the screen was opened, or it cannot be read."""
         self._told: frozenset[str] | None = None
         self._sealing: Worker[None] | None = None
 

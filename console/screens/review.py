@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
 from textual import on, work
@@ -80,11 +78,6 @@ class ReviewScreen(Dashboard):
 
     BINDINGS = bindings("review")
     where: ClassVar[str] = "review"
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.loaded = asyncio.Event()
-        """Everything was read."""
 
     def compose(self) -> ComposeResult:
         """See Textual."""

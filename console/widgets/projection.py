@@ -7,14 +7,13 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
+from console.elapsed import wall_seconds
 from console.forecast import Range, end_text, forecast
 from console.outlook import host_now, outlook, steps_made
 from console.report import duration
-from console.run_state import RunState
 from console.view import View
 from console.widgets.layout import MUTED, Part, fit, wrapped
 from console.widgets.pane import Pane
-from engine.falsifiers import FIRST_PHASE
 from engine.stream import Projection
 
 _NAME = 12
@@ -93,27 +92,11 @@ def _took(view: View, against: str, width: int) -> Content:
 
 def elapsed(view: View) -> float:
     """Wall seconds that the run took until now, without what passed between two attempts; NaN where nobody says."""
-    state = view.state
-    if state.end is not None and (state.run is None or state.run.attempt == 1 or not view.timed):
-        return state.end.seconds
-    if not view.timed:
+    taken = wall_seconds(view.state)
+    if taken is None:
         return math.nan
-    if not state.phases:
-        return max(0.0, state.last_t - state.first_t)
-    spent = [0.0 if state.end is not None else max(0.0, host_now(view) - state.last_t)]
-    for phase, then in zip(state.phases, (*state.phases[1:], None), strict=True):
-        spent.append(phase.seconds)
-        if then is not None and then.name == FIRST_PHASE:  # a later attempt: nothing ran before it began
-            spent[-1] = min(phase.seconds, max(0.0, _last_heard(state, then.started) - phase.started))
-    return math.fsum(spent)
-
-
-def _last_heard(state: RunState, before: float) -> float:
-    """When the last thing happened before a moment, in Unix seconds; to the second enough, for steps are made often."""
-    steps = state.steps.column("t")
-    made = steps[steps < before]
-    marks = (*state.evals, *state.checkpoints, *state.log)
-    return max([float(made[-1]) if len(made) else 0.0, *(mark.t for mark in marks if mark.t < before)])
+    goes_on = view.timed and view.state.end is None and view.state.phases
+    return taken + (max(0.0, host_now(view) - view.state.last_t) if goes_on else 0.0)
 
 
 def _whole(view: View) -> bool:

@@ -18,6 +18,7 @@ from engine.errors import RunError
 from tests.console.app_rig import NOW, frozen
 from tests.console.run_dirs import READY, good_train, live_run, make_run
 from tests.console_rig import Desk
+from tests.old_evidence import SCENES
 from tests.streams import end_event, smoke_events, with_verdicts
 
 HOSTILE = "\x1b]0;OWNED\x07\x9b31m<script>&amp;]]></text>\u202e[bold]x[/]"
@@ -66,7 +67,7 @@ def test_it_needs_no_terminal_and_says_which_file_it_wrote(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["nothing-like-it"], "no such run"), (["./nowhere"], "no such directory"), (["."], "no such run")],
+    [(["nothing-like-it"], "no such run"), (["./nowhere"], "no such file or directory"), (["."], "no manifest")],
 )
 def test_a_run_that_is_none_is_refused_in_one_line(tmp_path: Path, arguments: list[str], words: str) -> None:
     Desk(tmp_path).call("screenshot", *arguments).refused(words, rc=2)
@@ -118,6 +119,15 @@ def test_every_kind_of_run_has_a_picture(tmp_path: Path, kind: str, monkeypatch:
     drawn = text_of(picture(run, columns=120, rows=40, theme="kdconsole-dark", step=None))
     assert "Falsifiers" in drawn
     assert "Checkpoints" in drawn
+
+
+def test_evidence_of_the_predecessor_has_a_picture_too(tmp_path: Path) -> None:
+    old = SCENES["asked-50-ran-62"](tmp_path / "old")
+    for path in (old, next(old.glob("*.log"))):
+        drawn = text_of(picture(path, columns=120, rows=40, theme="kdconsole-dark", step=None))
+        assert "7.204" in drawn
+        assert "COMPLETED" in drawn
+        assert ("asked 50, ran 62" in drawn) == (path == old)
 
 
 def test_a_file_of_that_name_stays_and_one_that_was_named_is_replaced(tmp_path: Path) -> None:
