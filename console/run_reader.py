@@ -284,6 +284,7 @@ class RunReader:
         mode = run.mode if run is not None else self.manifest.mode if self.manifest else ""
         if mode not in ("smoke", "train"):
             return _NOTHING_JUDGED
+        self._remarks = [each for each in self._remarks if each != f"no {CONTRACT}"]
         self._remarks.append(f"no {CONTRACT}: judged by the one that ships for {mode}; what it gives is derived")
         return parse_contract(builtin_contract(mode), CONTRACT)
 

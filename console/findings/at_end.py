@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from console.conclusion import conclude
-from console.findings.finding import MOST, NOTE, SEVERE, WARNING, Case, Finding, remarks, steps_word
+from console.findings.finding import MOST, NOTE, SEVERE, WARNING, Case, Finding, steps_word
 from console.report import duration
 from dispatch.evidence import Kind
 from dispatch.manifest import EVENTS, EXIT, MANIFEST, SUMS
@@ -195,5 +195,5 @@ def unread(case: Case) -> Iterator[Finding]:
     if case.loaded.problem:
         text = f"not all of it can be read: {case.loaded.problem}"
         yield Finding("unreadable", SEVERE, text, None, None, case.source)
-    for remark in remarks(case.loaded):
+    for remark in case.loaded.remarks:
         yield Finding("missing", NOTE, remark, None, None, "")

@@ -150,12 +150,6 @@ def unasked(loaded: LoadedRun) -> bool:
     return loaded.state.end is None and loaded.exit is None and not (loaded.path / SUMS).exists()
 
 
-def remarks(loaded: LoadedRun) -> list[str]:
-    """What is missing or odd, each once: `no X` is left out where another one says `no X: because`."""
-    told = list(dict.fromkeys(loaded.remarks))
-    return [each for each in told if not any(other.startswith(f"{each}: ") for other in told)]
-
-
 def _count_again(path: Path) -> int:
     """Steps of a stream that say they are made again; the fold keeps none of those that they stand for."""
     count = 0

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from console.findings.finding import remarks
 from console.findings.rules import Finding
 from console.loss_curve import points
 from console.review.past import Loss, Losses, Range, Review, heldout_losses, known, train_losses, waited_for_checkpoints
@@ -87,7 +86,7 @@ def document(review: Review) -> dict[str, Any]:
         ],
         "disagreements": list(state.disagreements),
         "findings": [_finding(each) for each in review.findings],
-        "remarks": remarks(loaded),
+        "remarks": list(loaded.remarks),
         "problem": loaded.problem or None,
         **_files(review),
     }

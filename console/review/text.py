@@ -11,7 +11,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from console.findings.finding import remarks
 from console.findings.rules import NOTE, SEVERE, Finding
 from console.loss_curve import picture
 from console.palette import ORDER
@@ -241,7 +240,7 @@ class _Verdicts:
 
 
 def _missing(review: Review) -> list[str]:
-    told = remarks(review.loaded)
+    told = list(review.loaded.remarks)
     if review.unchecked and not review.open and review.loaded.kind is Kind.RUN:
         told.append(f"not held against checksums: {review.unchecked}")
     if review.loaded.config_problem and review.loaded.manifest is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,14 @@ def test_the_list_names_the_host_as_its_operator_does() -> None:
             "20261121-212644-train-a02768",
         }
         assert all(row.exact for row in rows.values()) == exact
+
+
+def test_a_run_whose_contract_is_lost_is_judged_by_the_one_that_ships_and_says_so_once(tmp_path: Path) -> None:
+    name = next(name for name in TOLD if name.endswith("eede30"))
+    shutil.copytree(EVIDENCE / name, tmp_path / name)
+    (tmp_path / name / "contract.yaml").unlink()
+    run = load_run(tmp_path / name)
+    [remark] = run.remarks
+    assert remark.startswith("no contract.yaml: judged by the one that ships for smoke")
+    assert set(run.state.bases.values()) == {"stated, derived"}
+    assert {v.verdict for v in run.state.judged} == {"PASS"}
