@@ -28,7 +28,7 @@ _PAN = 0.25
 
 
 class LossChart(Widget, can_focus=True):
-    """Draws losses over steps or wall time; every step is in the picture, however many there are.
+    """Draws losses over steps or wall time; every step that is kept is in the picture.
 
     Args:
         fps: most redraws a second for what arrives; what the operator does is drawn at once.
