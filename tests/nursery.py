@@ -72,6 +72,16 @@ if sys.orig_argv[1:4] in (["-P", "-m", "engine"], ["-P", "-m", "engine.verify_ex
 '''
 
 
+def customize(directory: Path, text: str) -> None:
+    """Makes this the `sitecustomize` of the directory, whatever stood there.
+
+    A compiled module is told from a stale one by its source's size and whole seconds: two texts of one length that are
+    written within a second would be one.
+    """
+    shutil.rmtree(directory / "__pycache__", ignore_errors=True)
+    (directory / "sitecustomize.py").write_text(text)
+
+
 class Nursery:
     """The process, from outside. It may still load torch when this returns; what it is asked for is done after that."""
 
@@ -82,7 +92,7 @@ class Nursery:
         self.python_path = os.pathsep.join((str(hooks), str(ROOT)))
         """The PYTHONPATH of commands whose engines are to be forked."""
         hooks.mkdir()
-        (hooks / "sitecustomize.py").write_text(_STAND_IN.replace("ADDRESS", repr(self._address)))
+        customize(hooks, _STAND_IN.replace("ADDRESS", repr(self._address)))
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(self._address)
         listener.listen()

@@ -27,7 +27,7 @@ from dispatch.supervisor import read_process
 from engine.checkpoint import MODEL, committed, directory_name, verify
 from engine.config import load_config
 from tests.console_rig import ROOT, Desk, Outcome, RunFiles, processes_of, until
-from tests.nursery import Nursery
+from tests.nursery import Nursery, customize
 
 SECONDS = 180.0
 """The longest wait for anything, on a machine that is busy with other things."""
@@ -125,7 +125,7 @@ class Training:
 
     def _begin(self, moments: list[str], arguments: Sequence[str]) -> Going:
         hook = f"{HOOK.read_text()}\n\ncustomize({moments!r}, {str(self.offset)!r})\n"
-        (self.hooks / "sitecustomize.py").write_text(hook)
+        customize(self.hooks, hook)
         what = ["--resume", self.run.path.name] if self.attempts else [str(self.config)]
         path = os.pathsep.join((str(self.hooks), str(ROOT)))
         return Commanded(self, *what, *arguments, variables={"PYTHONPATH": path})

@@ -36,7 +36,7 @@ from engine.checkpoint import committed, verify
 from engine.config import load_config
 from tests.console.host_rig import Lab, needs_sshd, running_lab
 from tests.console_rig import RunFiles, processes_of, until
-from tests.nursery import Nursery
+from tests.nursery import Nursery, customize
 
 pytestmark = [needs_sshd, pytest.mark.timeout(600)]
 
@@ -114,7 +114,7 @@ class HookedPython:
         hear = HEAR if len(moments) == 1 else ""
         text, never = f"{HOOK.read_text()}{hear}\n\n", str(self.directory / "no offset")
         if not forked:
-            (self.directory / "sitecustomize.py").write_text(f"{text}customize({list(moments)!r}, {never!r})\n")
+            customize(self.directory, f"{text}customize({list(moments)!r}, {never!r})\n")
             return
         prepare = f"{text}in_an_engine({list(moments)!r}, {never!r})\n"
         stand_in = Path(self.nursery.python_path.split(os.pathsep)[0], "sitecustomize.py").read_text()
@@ -129,7 +129,7 @@ pid = json.loads(answers.readline())["pid"]
             file.write(f"{{pid}}\\n")
 """
         stand_in = edited(stand_in, "answers.readline()  # its pid\n", known)
-        (self.directory / "sitecustomize.py").write_text(stand_in)
+        customize(self.directory, stand_in)
 
 
 def waiting(pid: int, number: signal.Signals) -> bool:

@@ -22,7 +22,7 @@ HERE = Path(__file__).absolute().parent
 sys.path[:0] = [path for path in (str(HERE.parents[1]), str(HERE.parent / "faults")) if path not in sys.path]
 
 from tests.console_rig import ROOT, Desk, Outcome, RunFiles, Started, processes_of, until, write_corpus  # noqa: E402
-from tests.nursery import Nursery  # noqa: E402
+from tests.nursery import Nursery, customize  # noqa: E402
 
 LIMIT_SECONDS = 60.0
 """From the command's start to the moment of the catch."""
@@ -146,7 +146,7 @@ class Scene:
             stand_in = (Path(self.nursery.python_path.split(os.pathsep)[0]) / "sitecustomize.py").read_text()
             text = stand_in.replace('"prepare": ""', f'"prepare": {prepare!r} if module == "engine" else ""')
             assert text != stand_in, "the nursery hands its orders over in another way"
-        (hooks / "sitecustomize.py").write_text(text)
+        customize(hooks, text)
         return hooks
 
     def clear(self) -> None:
