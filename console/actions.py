@@ -107,7 +107,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("resume", "r", "resume…", "Go on with a training that was stopped or broke.", ("run",), True, footer=False),
     # New run
     Action("start", "enter,ctrl+j,ctrl+enter", "start", "Start the run once its checks have passed.", ("new",), True),
-    Action("mode", "m", "mode", "Smoke for a minute, or train to the last step.", ("new",)),
+    Action("mode", "m", "mode", "Smoke for a minute, train to the last step, or store the teacher.", ("new",)),
     Action("host", "h", "host", "Run it on this machine, or on the next host.", ("new",)),
     Action("overrides", "o", "set", "Go to the line that sets single keys of the configuration.", ("new",)),
     Action("details", "v", "details", "Go to checks, room and values, to scroll them; again: back.", ("new",)),

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from console.narration import Narrator
     from console.report import Result
 
+MODES = ("smoke", "train", "prepare")
+"""What a configuration can be read for."""
 EXIT_CODES = """\b
 Exit codes:
   0    every fatal and gate verdict is PASS
@@ -38,6 +40,11 @@ def evidence_option(command: Any) -> Any:
         type=click.Path(path_type=Path),
         help="Where run directories live.",
     )(command)
+
+
+def mode_option(command: Any) -> Any:
+    """Reads a configuration for another mode than its own."""
+    return click.option("--mode", type=click.Choice(MODES), help="Read it for this mode, whatever it says.")(command)
 
 
 def open_screen(context: click.Context, evidence: Path, **first: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from console.command import mode_option
 from engine.config import (
     TEMPLATES,
     ConfigProblems,
@@ -35,7 +36,7 @@ def _source_options(command: Command) -> Command:
     """FILE, --set, --mode and --json, which `check` and `show` share."""
     for decorate in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
-        click.option("--mode", type=click.Choice(("smoke", "train")), help="Read it for this mode, whatever it says."),
+        mode_option,
         click.option(
             "--set", "sets", metavar="KEY=VALUE", multiple=True, help="Set one key; wins over variables and the file."
         ),

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from console.compared_losses import LEAST_STEPS, losses
+from console.efficiency import basis, counted, utilisation
+from console.efficiency import seconds as step_time
 from console.outlook import outlook, verdict_counts
 from console.palette import run_mark, verdict_mark
 from console.report import duration
@@ -181,6 +183,18 @@ def _speed(runs: Sequence[LoadedRun]) -> Section:
             return rate(run, "seconds")
         return Cell(number(told), told)
 
+    def used(run: LoadedRun) -> Cell:
+        mean = run.state.pace.mean
+        value = None if mean is None else utilisation(mean)
+        return Cell() if value is None else Cell(f"{value:.1%}", value)
+
+    def part(name: str) -> Callable[[LoadedRun], Cell]:
+        def cell(run: LoadedRun) -> Cell:
+            value = run.state.pace.mean.split.get(name) if run.state.pace.mean else None
+            return Cell() if value is None else Cell(step_time(value), value)
+
+        return cell
+
     def peak(run: LoadedRun) -> Cell:
         summary = run.state.end.summary if run.state.end else {}
         value = summary.get("peak_device_bytes", summary.get("peak_rss_bytes"))
@@ -198,9 +212,15 @@ def _speed(runs: Sequence[LoadedRun]) -> Section:
     def target(run: LoadedRun) -> Cell:
         return _count(run.state.projection.target_steps if run.state.projection else None)
 
+    means = [run.state.pace.mean for run in runs]
+    parts = dict.fromkeys(name for mean in means if mean is not None for name in mean.split)
     lines = [
         line_of("tokens/s", runs, lambda run: rate(run, "tokens"), measured=True),
         line_of("steps/s", runs, per_second, measured=True),
+        line_of("MFU", runs, used, measured=True),
+        line_of("MFU is of", runs, lambda run: text_cell(run.state.pace.mean and basis(run.state.pace.mean))),
+        line_of("counted", runs, lambda run: text_cell(run.state.pace.mean and counted(run.state.pace.mean))),
+        *(line_of(f"a step: {name}", runs, part(name), measured=True) for name in parts),
         line_of("memory peak", runs, peak, measured=True),
         line_of("projection", runs, projected, measured=True),
         line_of("projected steps", runs, target),

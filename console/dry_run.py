@@ -17,6 +17,7 @@ import click
 
 from console import launch
 from console.launch import Job
+from console.stored import stored_what, stored_where
 from dispatch.manifest import EVENTS, FIRST_FILES, MANIFEST, SUMS
 from dispatch.places import Place, Reach, place_there
 from dispatch.supervisor import ALWAYS_SET, PASSED_NAMES, PASSED_PREFIXES, trainer_environment
@@ -100,7 +101,7 @@ def _here(job: Job, refusals: list[str]) -> DryRun:
     steps += _gate(job, job.config, None, refusals, overrides)
     path = Path(os.path.abspath(job.evidence), RUN)
     steps.append(_directory(str(path), {"here": str(path)}))
-    steps += _launch(job.config, Place(_Nowhere("this machine"), str(path)))
+    steps += [*_stored(job.config, None), *_launch(job.config, Place(_Nowhere("this machine"), str(path)))]
     steps += _end(job.config, str(path), None)
     return DryRun(job.config.mode, None, tuple(steps), tuple(refusals), tuple(overrides))
 
@@ -138,7 +139,7 @@ async def _there(job: Job, reach: Reach, refusals: list[str], say: Callable[[str
     path, there = Path(os.path.abspath(job.evidence), RUN), f"{plan.remote.run_dir}/{RUN}"
     steps.append(_directory(str(path), {"here": str(path)}))
     steps.append(_directory(f"{job.host}:{there}, with the same files", {"there": there}))
-    steps += _launch(job.config, _place(plan, there, reach))
+    steps += [*_stored(plan.config, job.host), *_launch(job.config, _place(plan, there, reach))]
     steps += _end(job.config, str(path), f"{job.host}:{there}")
     return DryRun(job.config.mode, job.host, tuple(steps), tuple(refusals), tuple(overrides))
 
@@ -147,6 +148,8 @@ def _configuration(job: Job, config: RunConfig) -> Step:
     if config.mode == "smoke":
         long = f"a smoke of at most {config.smoke.budget_seconds:g} s"
         long += f" or {config.smoke.max_steps:,} steps" if config.smoke.max_steps else ""
+    elif config.mode == "prepare":
+        long = f"storing the teacher's {stored_what(config)}"
     else:
         long = f"a training of {config.steps_asked:,} steps"
     values = {
@@ -165,7 +168,8 @@ def _room(found: Room) -> Step:
     for where, size, free in pools(found):
         each.append(f"{POOLS[where]} {gib(size)} of {'?' if free is None else gib(free)} GiB")
         values[where] = {"needed_bytes": size, "free_bytes": free}
-    return Step("room", f"takes {', '.join(each)} that are free", values)
+    settled = "".join(f"; {told}" for told in found.estimate.settled)
+    return Step("room", f"takes {', '.join(each)} that are free{settled}", values)
 
 
 def _gate(
@@ -207,6 +211,19 @@ def _send(item: Item) -> Step:
 
 def _directory(text: str, where: dict[str, object]) -> Step:
     return Step("make", text, {**where, "files": list(FIRST_FILES)})
+
+
+def _stored(config: RunConfig, host: str | None) -> list[Step]:
+    """The stored teacher, which belongs to the machine and to no run: nothing of it is sent or brought here."""
+    teacher = config.teacher
+    if teacher is None or teacher.source == "online":
+        return []
+    where = stored_where(config) + (f" on {host}" if host else "")
+    told = f"the teacher's {stored_what(config)} in {where}"
+    values = {"source": teacher.source, "store": where}
+    if config.mode == "prepare":
+        return [Step("store", f"{told}; what is whole there is kept", values)]
+    return [Step("read", f"{told}, made by kdconsole prepare; without it the run is refused", values)]
 
 
 def _place(plan: HostPlan, run_dir: str, reach: Reach) -> Place:

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from console.long_work import work
 from console.outlook import host_now, outlook
 from console.run_state import RunState
 from console.view import View
@@ -74,6 +75,10 @@ def forecast(view: View) -> Forecast | None:
     if run is None or not view.timed or outlook(view).ended:
         return None
     now = host_now(view)
+    if run.mode == "prepare":  # what does the work says itself how long it will take
+        made = work(view, now)
+        left = made.seconds_left if made else None
+        return None if left is None else Forecast((left,) * 3, (view.now + left,) * 3, math.nan)
     costs = _costs(state)
     by_steps = None if costs is None else _left(state, run.steps_asked, costs, now)
     budget = math.inf

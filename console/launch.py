@@ -63,6 +63,21 @@ class Job:
         return self.config.mode == "smoke"
 
 
+def mode_overrides(mode: str, sets: Sequence[str]) -> dict[str, object]:
+    """What is set for a mode, as `load_config` takes it.
+
+    The contract of a configuration is that of its trainings, and a preparation makes none of their claims: it has its
+    own one, unless one is set for it.
+
+    Args:
+        mode: smoke, train or prepare.
+        sets: the operator's `KEY=VALUE` texts.
+    """
+    if mode != "prepare" or any(each.partition("=")[0].strip().partition(".")[0] == "contract" for each in sets):
+        return {"mode": mode}
+    return {"mode": mode, "contract.path": "builtin"}
+
+
 def check(config: RunConfig, host: str | None = None) -> str:
     """Everything that can be refused before a process is started; returns the contract's text.
 
@@ -79,6 +94,7 @@ def check(config: RunConfig, host: str | None = None) -> str:
     require_measured(parse_contract(text, config.contract.path), config, config.contract.path)
     wanted, given, tokenizer = config.student, config.teacher, config.data.tokenizer
     paths = [wanted.source, *([given.path] if given else []), *config.data.paths, *([tokenizer] if tokenizer else [])]
+    paths += [given.cache] if given is not None and given.cache is not None else []
     for path in paths:
         if host is None and ON_HOST.match(path):
             raise ConfigError(
@@ -289,7 +305,9 @@ async def start_again(
         RunError: it is no full run, it still runs, it is complete, or its stream there is not the one that is here.
     """
     if run_dir.manifest.mode != "train":
-        raise RunError(f"run {run_dir.id}: a {run_dir.manifest.mode}", expected="a training run")
+        again = {"prepare": "kdconsole prepare CONFIG once more goes on from what is whole"}
+        mode = run_dir.manifest.mode
+        raise RunError(f"run {run_dir.id}: a {mode}", expected="a training run", do=again.get(mode))
     config = load_config(run_dir.path / "config.yaml")
     if place.local:
         await asyncio.to_thread(check, config)

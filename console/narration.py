@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ from console.run_state import RunState
 from dispatch.follower import Batch
 from engine.human import human_lines
 from engine.stream import Eval, Log, Phase, Run, Verdict
+from engine.stream import Progress as Made
 
 PLAIN_SECONDS = 5.0
 """Between two step lines where there is no terminal."""
@@ -51,7 +53,7 @@ class Narrator:
         """Shows progress while inside.
 
         Args:
-            mode: smoke or train.
+            mode: smoke, train or prepare.
             budget: seconds after which a smoke ends.
         """
         self._budget, self._started = budget, time.monotonic()
@@ -84,19 +86,31 @@ class Narrator:
                     self.say(line)
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=_where(state), completed=self._fraction(state))
-        elif state.last_step is not None and batch.events and time.monotonic() - self._told > PLAIN_SECONDS:
+        elif (state.last_step or state.progress) and batch.events and time.monotonic() - self._told > PLAIN_SECONDS:
             self._told = time.monotonic()
             self.say(_where(state))
 
     def _fraction(self, state: RunState) -> float:
-        """How much is done: of the steps or of the budget, whichever is further."""
+        """How much is done: of the steps, of the budget or of work without steps, whichever is further."""
+        if state.last_step is None and state.progress is not None:
+            return _share(state.progress)
         steps = state.last_step.step / state.target_steps if state.last_step and state.target_steps else 0.0
         spent = (time.monotonic() - self._started) / self._budget if self._budget else 0.0
         return min(1.0, max(steps, spent))
 
 
+def _share(made: Made) -> float:
+    """How much is done, 0 to 1."""
+    return min(1.0, made.done / made.total) if made.total > 0 else 0.0
+
+
 def _where(state: RunState) -> str:
     """One line: phase, step of total, loss, held-out loss, and for a long run the time left."""
+    if state.last_step is None and state.progress is not None and state.end is None:
+        made = state.progress
+        left = made.seconds_left
+        text = f"{state.phase}  {made.done:,}/{made.total:,} {made.unit}  {_share(made):.0%}"
+        return text if left is None or not math.isfinite(left) else f"{text}  {duration(left)} left"
     if state.last_step is None:
         return state.phase
     step, total = state.last_step, state.target_steps or 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from console.conclusion import conclude
+from console.long_work import work
 from console.palette import ORDER
 from console.run_state import RunState
 from console.times import age
@@ -156,6 +157,10 @@ def _progress_stall(view: View) -> tuple[str, ...]:
     if not state.phases or (state.phases[-1].budget_seconds is None and state.phase == "train"):
         return ()
     phase = state.phases[-1]
+    if state.progress is not None and state.progress.t >= phase.started:  # it says itself that it goes on
+        waited = _passed(host_now(view), state.progress.t)
+        allowed = phase_budget(phase.name, phase.budget_seconds)
+        return (f"no progress for {age(waited)}", *beat, f"phase {phase.name}") if waited and waited > allowed else ()
     spent = max(phase.seconds, _passed(host_now(view), phase.started) or 0.0)
     budget = phase_budget(phase.name, phase.budget_seconds)
     if spent > budget:
@@ -278,6 +283,9 @@ def fraction_done(view: View) -> float | None:
         return 1.0
     if run is None:
         return None
+    if run.mode == "prepare":
+        stored = work(view, host_now(view))
+        return stored.fraction if stored else None
     if run.steps_asked <= 0 and not view.timed:  # nobody said of how many
         return None
     made = steps_made(state) / run.steps_asked if run.steps_asked > 0 else 0.0

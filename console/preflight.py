@@ -11,18 +11,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from dispatch.environment import PYTHONS, requirements
 from dispatch.facts import Facts, Named, parse_facts
 from dispatch.hosts import load_hosts
 from dispatch.places import Reach
-from dispatch.preflight import PYTHON, VISIBLE, Line, Material, Needs, Preflight, device_of, judge, not_looked_at
+from dispatch.preflight import (
+    PYTHON,
+    VISIBLE,
+    Line,
+    Material,
+    Needs,
+    Preflight,
+    device_of,
+    judge,
+    not_looked_at,
+    reserved,
+)
 from dispatch.tool_client import Answer, HostToolError, conversation, python_of
 from dispatch.transport import LocalTransport, Transport, TransportError
 from dispatch.versions import release, split_requirement
 from engine.config import RunConfig
+from engine.data_files import SHARD_SUFFIX, about_tokens, tokens_in
 from engine.errors import ConfigError, KdError
-from engine.estimate import Estimate, estimate
+from engine.estimate import Estimate
 from engine.formats import ModelFiles, Role, inspect_model_dir, resolve_builtin
+from engine.micro_batch import foresee, relief
 from engine.schema import ON_HOST
 from engine.text import clean
 
@@ -252,6 +267,7 @@ def _needs(name: str | None, config: RunConfig | None, asked: _Asked, plan: Host
         asked.python_problem,
         needed,
         no_estimate,
+        "" if config is None else relief(config),
         materials,
         problem,
     )
@@ -294,8 +310,32 @@ def _estimate(config: RunConfig, asked: _Asked) -> Estimate:
     wanted = config.student
     student = _files(wanted.source, "student", not wanted.starts_random, asked)
     teacher = None if config.teacher is None else _files(config.teacher.path, "teacher", True, asked)
-    device = device_of(asked.facts, config.train.device)
-    return estimate(config, teacher, student, device=device, shared=asked.facts.host.unified_memory)
+    device, free = device_of(asked.facts, config.train.device), asked.facts.memory_available
+    return foresee(
+        config,
+        teacher,
+        student,
+        device=device,
+        shared=asked.facts.host.unified_memory,
+        free_device=asked.facts.gpu_free,
+        free_host=None if free is None else free - reserved(asked.facts, config.train.device),
+        corpus_tokens=_corpus_tokens(config, asked) if config.mode == "prepare" else None,
+    )
+
+
+def _corpus_tokens(config: RunConfig, asked: _Asked) -> int | None:
+    """About how many tokens the corpus has; None where a part of it was not looked at to its end."""
+    tokens = 0
+    for path in config.data.paths:
+        named = asked.named.get(path)
+        if named is None:
+            tokens += about_tokens(msgspec.structs.replace(config.data, path=path))
+        elif named.more:
+            return None
+        else:
+            tokens += tokens_in(named.bytes, shard=path.endswith(SHARD_SUFFIX))
+    limit = config.data.limit_bytes
+    return tokens if limit is None else min(tokens, tokens_in(limit, shard=False))
 
 
 def _files(path: str, role: Role, weights: bool, asked: _Asked) -> ModelFiles:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from console import preflight_table
-from console.command import evidence_option
+from console.command import evidence_option, mode_option
 from console.preflight import preflight
 from dispatch.places import Reach
 from dispatch.preflight import Preflight
@@ -21,7 +21,7 @@ from engine.config import load_config
 @click.option("--host", metavar="NAME", help="A host of kdconsole hosts; without it this machine.")
 @click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="The run that it is for.")
 @click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Set any key, such as train.batch=8.")
-@click.option("--mode", type=click.Choice(("smoke", "train")), help="Read it for this mode, whatever it says.")
+@mode_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @evidence_option
 @click.pass_context

@@ -14,8 +14,9 @@ import msgspec
 
 from console import gate
 from console.gate import Gate
-from console.launch import check, contract_text
+from console.launch import check, contract_text, mode_overrides
 from console.room import Room, look, shortage
+from console.stored import missing_store
 from engine.config import ConfigProblems, Data, RunConfig, Student, Teacher, load_config
 from engine.errors import ConfigError, KdError
 from engine.falsifiers import parse_contract
@@ -25,7 +26,7 @@ from engine.schema import ON_HOST
 from engine.text import clean
 from engine.vocabulary import check_vocabulary
 
-Mode = Literal["smoke", "train"]
+Mode = Literal["smoke", "train", "prepare"]
 Outcome = Literal["PASS", "FAIL", "PENDING", "UNKNOWN"]
 
 MAX_FILES = 200
@@ -187,7 +188,8 @@ def _resolve(draft: Draft, environ: Mapping[str, str]) -> RunConfig:
         problem = f"set: {clean(str(error)).lower()}"
         raise ConfigError(problem, expected="KEY=VALUE texts, quoted as in a shell") from None
     file = None if draft.file is None else Path(os.path.expanduser(draft.file))
-    return load_config(file, sets=sets, environ=environ, template=draft.template, overrides={"mode": draft.mode})
+    given = mode_overrides(draft.mode, sets)
+    return load_config(file, sets=sets, environ=environ, template=draft.template, overrides=given)
 
 
 def _checks(config: RunConfig, host: str | None) -> list[Check]:
@@ -222,6 +224,8 @@ def _checks(config: RunConfig, host: str | None) -> list[Check]:
     checks = [_run("contract", contract), _run("teacher", teacher), _run("student", student)]
     if len(found) == 2:
         checks.append(_vocabulary(found["teacher"], found["student"]))
+    if host is None and (missing := missing_store(config)):
+        checks.append(Check("stored teacher", "UNKNOWN", missing))
     if any(each.outcome == "FAIL" for each in checks):
         return [*checks, Check("data", "PENDING", "looked at once the above is right")]
     return [*checks, _run("data", data)]

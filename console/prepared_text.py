@@ -11,6 +11,7 @@ from console.palette import Mark, verdict_mark
 from console.prepare import Check, Prepared, Value
 from console.report import duration
 from console.room import POOLS, Room, gib, pool_of, pools
+from console.stored import stored_what
 from engine.text import clean
 
 _WIDE = 84
@@ -48,6 +49,8 @@ def what(prepared: Prepared) -> str:
         return ""
     teacher = "no teacher" if config.teacher is None else _name(config.teacher.path)
     student = _name(config.student.source)
+    if config.mode == "prepare":
+        return f"{config.mode} {teacher}, {stored_what(config)}"
     steps = f"{config.train.steps:,} steps"
     if config.mode == "smoke":
         steps = f"at most {duration(config.smoke.budget_seconds)}"
@@ -64,6 +67,8 @@ def _totals(room: Room, width: int) -> list[Content]:
         mark = verdict_mark("FAIL" if pool in short else "UNKNOWN" if free is None else "PASS")
         end = ": too little" if pool in short else ""
         lines += _marked(mark, f"{POOLS[pool]}: {gib(bytes_)} GiB needed, {known}{end}", width)
+    for each in room.estimate.settled:
+        lines += _marked(verdict_mark("PASS"), clean(each, 500), width)
     for note in room.estimate.notes:
         lines += _marked(verdict_mark("UNKNOWN"), clean(note, 500), width)
     return lines

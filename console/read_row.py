@@ -17,13 +17,14 @@ from console.row import UNASKED, UNREADABLE, Row
 from console.run_files import host_state, read_config, read_exit, read_manifest, read_small
 from console.run_reader import LoadedRun, read_ends
 from console.run_state import RunState
+from console.stored import shown_progress
 from console.view import Link, View
 from dispatch.evidence import Evidence, Kind
 from dispatch.legacy import LegacyLog
 from dispatch.manifest import CONFIG, CONTRACT, EVENTS, EXIT, MANIFEST, SUMS, Manifest, Remote
 from dispatch.manifest import RunState as HostState
 from engine.errors import ConfigError, RunError, StreamError
-from engine.stream import End, Eval, Event, Run, Step
+from engine.stream import End, Eval, Event, Progress, Run, Step
 from engine.text import clean
 
 NEVER_STARTED_SECONDS = 120.0
@@ -189,7 +190,7 @@ def exact_row(loaded: LoadedRun, now: float) -> Row:
     state = loaded.state
     row = Row(path=loaded.path, id=clean(loaded.path.name, 200), exact=True, problem=loaded.problem)
     row = _with_about(replace(row, kind=loaded.kind.value, unit=state.source.unit), loaded.about)
-    for event in (state.run, state.last_step, *state.evals[-1:]):
+    for event in (state.run, state.last_step, *state.evals[-1:], shown_progress(state)):
         row = row if event is None else _with_event(row, event)
     row = replace(
         row,
@@ -243,13 +244,15 @@ def _with_about(row: Row, told: About) -> Row:
 def _with_event(row: Row, event: Event) -> Row:
     if isinstance(event, Run):
         # A smoke goes on for as long as it may, and not to the steps of the run that it stands for.
-        target = event.max_steps if event.mode == "smoke" else event.steps_asked
+        target = event.max_steps if event.mode == "smoke" else None if event.mode == "prepare" else event.steps_asked
         device = f"{event.device} {event.device_name}, {event.precision}".strip(" ,")
         return replace(row, host=row.host or event.host, device=device, target=target)
     if isinstance(event, Step):
         return replace(row, step=event.step, loss=event.loss)
     if isinstance(event, Eval):
         return replace(row, heldout=event.loss)
+    if isinstance(event, Progress):
+        return replace(row, done=event.done, total=event.total, counted=clean(event.unit, 40))
     return row
 
 

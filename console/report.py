@@ -11,7 +11,19 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from console import efficiency
 from console.run_state import RunState
+from console.stored import (
+    fidelity,
+    fidelity_table,
+    measured,
+    prepares,
+    store_of,
+    stored_bytes,
+    stored_so_far,
+    storing_speed,
+    work_done,
+)
 from engine.errors import ExitCode
 from engine.human import projected_line, smoke_line
 from engine.stream import Eval, Step, Verdict
@@ -79,12 +91,14 @@ def document(result: Result) -> dict[str, Any]:
             "agreement_final": state.evals[-1].agreement if len(state.evals) > 1 else None,
             "throughput": summary.get("steps_per_second"),
             "tokens_per_second": summary.get("tokens_per_second"),
+            "efficiency": efficiency.document(state.pace.mean),
             "peak_memory_bytes": summary.get("peak_device_bytes", summary.get("peak_rss_bytes")),
             "device": None if state.run is None else {"type": state.run.device, "name": state.run.device_name},
             "precision": state.run.precision if state.run else None,
             "config_fingerprint": state.run.config if state.run else None,
             "gate_fingerprint": state.run.gate if state.run else None,
             "phases": [{"name": p.name, "seconds": p.seconds} for p in state.phases],
+            **_stored(state),
             "projection": None
             if projection is None
             else {
@@ -115,6 +129,23 @@ def document(result: Result) -> dict[str, Any]:
     return told
 
 
+def _stored(state: RunState) -> dict[str, Any]:
+    """What only a run that stores a teacher has."""
+    if not prepares(state):
+        return {}
+    made, measures = work_done(state), state.measures.values()
+    return {
+        "stored": {
+            "done": made.done if made else None,
+            "total": made.total if made else None,
+            "unit": made.unit if made else None,
+            "bytes": stored_bytes(state),
+            "store": store_of(state) or None,
+        },
+        "measures": [{"name": each.name, "value": each.value, "detail": each.detail} for each in measures],
+    }
+
+
 def show(result: Result, console: Console) -> None:
     """Prints the table; the lines that people grep for and paths that they copy keep their length."""
     for part in _parts(result):
@@ -143,6 +174,8 @@ def _parts(result: Result) -> list[RenderableType]:
             parts.append(_Line(projected_line(state.projection)))
     parts.append(_losses_table(state))
     parts.append(_facts(result))
+    if prepares(state):
+        parts.append(_fidelity(state))
     if state.judged:
         parts.append(_Verdicts(state.judged))
     parts += [Text(f"✘ verdicts disagree: {line}", style="bold red") for line in state.disagreements]
@@ -213,14 +246,19 @@ def _facts(result: Result) -> RenderableType:
     if state.run is not None:
         run = state.run
         device = f"{run.device} {run.device_name}, {run.precision}"
-        fact("run", f"{run.student} on {run.teacher or 'no teacher'}, {device}")
+        models = f"{run.student} on {run.teacher or 'no teacher'}"
+        fact("run", f"{f'{run.teacher} for {run.student}' if prepares(state) else models}, {device}")
+    if prepares(state) and (told := stored_so_far(state)):
+        fact("stored", ", ".join(filter(None, (told, storing_speed(state)))))
+    if place := store_of(state):
+        fact("store", place)
     if "tokens_per_second" in summary:
         peak = summary.get("peak_device_bytes", summary.get("peak_rss_bytes", math.nan))
-        fact(
-            "speed",
-            f"{summary['tokens_per_second']:,.0f} tokens/s, {summary.get('steps_per_second', math.nan):.2f} step/s, "
-            f"memory peak {peak / 2**30:.2f} GiB",
-        )
+        steps = "" if prepares(state) else f"{summary.get('steps_per_second', math.nan):.2f} step/s, "
+        speed = f"{summary['tokens_per_second']:,.0f} tokens/s, {steps}memory peak {peak / 2**30:.2f} GiB"
+        fact("speed", speed)
+    for name, text in efficiency.facts(state.pace.mean):
+        fact(name, text)
     p = state.projection
     if p is not None:
         fact(
@@ -229,6 +267,25 @@ def _facts(result: Result) -> RenderableType:
             f"{duration(p.p90_seconds)}), {p.step_seconds:.3f} s a step, {duration(p.fixed_seconds)} around them",
         )
     return Group(Text(""), grid)
+
+
+def _fidelity(state: RunState) -> RenderableType:
+    """How true a stored teacher is."""
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    grid.add_column("fidelity of what is stored", no_wrap=True)
+    grid.add_column("", justify="right", no_wrap=True)
+    grid.add_column("", overflow="fold")
+    for each in fidelity(state):
+        grid.add_row(Text(each.name), measured(each), Text(each.detail))
+    parts: list[RenderableType] = [Text(""), grid] if grid.row_count else []
+    for head, *rows in [fidelity_table(state)] if fidelity_table(state) else []:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in head:
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        parts += [Text(""), table]
+    return Group(*parts)
 
 
 class _Verdicts:

@@ -14,11 +14,14 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from console.command import evidence_option
+from console.command import evidence_option, mode_option
 from engine.config import RunConfig, load_config
+from engine.data_files import about_tokens
 from engine.errors import ConfigError
-from engine.estimate import Device, Estimate, Pool, Row, Shortage, estimate
+from engine.estimate import Device, Estimate, Pool, Row, Shortage
 from engine.formats import inspect_model_dir, resolve_builtin
+from engine.micro_batch import foresee, free_host_bytes, relief
+from engine.store_format import cache_directory
 from engine.text import clean
 from engine.vitals import Smi, proc_bytes
 
@@ -29,6 +32,7 @@ OVERRIDE = "room"
 POOLS: dict[Pool, str] = {"device": "GPU memory", "host": "memory", "disk": "disk"}
 """How every front end calls them."""
 
+_STEP = "set train.accumulation: auto or train.activation_checkpointing: true, or lower train.batch or train.sequence"
 _SMI_SECONDS = 2.0
 _GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 
@@ -78,19 +82,30 @@ def look(config: RunConfig, evidence: Path) -> Room:
 
     Raises:
         ModelError: a model directory cannot be used.
+        DataError: of a preparation: there is no corpus where the configuration says.
     """
     wanted = config.student
     student = inspect_model_dir(resolve_builtin(wanted.source), "student", need_weights=not wanted.starts_random)
     teacher = None if config.teacher is None else inspect_model_dir(resolve_builtin(config.teacher.path), "teacher")
     gpu = find_gpu() if config.train.device in ("auto", "cuda") else None
     device: Device = config.train.device if config.train.device != "auto" else "cuda" if gpu else "cpu"
-    needed = estimate(config, teacher, student, device=device, shared=gpu is not None and gpu.shared)
+    shared = device == "cuda" and gpu is not None and gpu.shared
     free_device: int | None = None
     if device == "cuda" and gpu is not None:
         free_device = gpu.free
     elif device == "cuda" and not any(map(os.path.exists, _GPU_NODES)):
         free_device = 0  # asked for by name, and there is none
-    return Room(needed, Free(free_device, free_memory(), free_disk(evidence)), evidence)
+    needed = foresee(
+        config,
+        teacher,
+        student,
+        device=device,
+        shared=shared,
+        free_device=free_device,
+        free_host=free_host_bytes(shared=shared),
+        corpus_tokens=about_tokens(config.data) if config.mode == "prepare" else None,
+    )
+    return Room(needed, Free(free_device, free_memory(), free_disk(written_to(config, evidence))), evidence)
 
 
 def require_room(
@@ -114,6 +129,7 @@ def require_room(
     Raises:
         ConfigError: there is too little room.
         ModelError: a model directory cannot be used.
+        DataError: of a preparation: there is no corpus where the configuration says.
     """
     room = look(config, evidence)
     if not room.shortages:
@@ -124,7 +140,7 @@ def require_room(
     raise ConfigError(
         "not enough room: " + ", ".join(map(shortage, room.shortages)),
         expected="as much as the table's rows add up to",
-        do=advice(room.shortages) + "; --force starts it all the same",
+        do=advice(room.shortages, config) + "; --force starts it all the same",
     )
 
 
@@ -145,6 +161,13 @@ def find_gpu() -> Gpu | None:
 def free_memory() -> int | None:
     """Memory that new processes can have without swapping, by /proc/meminfo; None where there is no such figure."""
     return proc_bytes("/proc/meminfo", "MemAvailable")
+
+
+def written_to(config: RunConfig, evidence: Path) -> Path:
+    """The directory that most of what a run writes goes to: a stored teacher has its own."""
+    if config.mode != "prepare" or config.teacher is None:
+        return evidence
+    return cache_directory(config.teacher)
 
 
 def free_disk(directory: Path) -> int | None:
@@ -178,8 +201,9 @@ def table(room: Room) -> RenderableType:
         word = Text("✘ too little", style="bold red") if where in short else Text("✔" if free is not None else "")
         totals.add_row(POOLS[where], gib(bytes_), "unknown" if free is None else gib(free), word)
     notes = [Text(f"note: {note}", style="yellow") for note in needed.notes]
-    title = Text(f"room for a run on {needed.device} in {needed.precision}, by {clean(str(room.evidence), 300)}\n")
-    return Group(title, grid, Text(""), totals, *notes)
+    title = Text(f"room for a run on {needed.device} in {needed.precision}, by {clean(str(room.evidence), 300)}")
+    settled = [Text(each) for each in needed.settled]
+    return Group(title, *settled, Text(""), grid, Text(""), totals, *notes)
 
 
 def document(room: Room) -> dict[str, object]:
@@ -201,6 +225,7 @@ def document(room: Room) -> dict[str, object]:
         "free_bytes": {where: free for where, _, free in pools(room)},
         "shortages": [{"where": s.where, "needed": s.needed, "free": s.free} for s in room.shortages],
         "notes": list(needed.notes),
+        "settled": list(needed.settled),
         "evidence": str(room.evidence),
     }
 
@@ -210,12 +235,17 @@ def shortage(short: Shortage) -> str:
     return f"{POOLS[short.where]}: {gib(short.needed)} GiB needed, {gib(short.free)} GiB free"
 
 
-def advice(shortages: Iterable[Shortage]) -> str:
-    """What the operator can do about pools that have too little; empty where none has."""
+def advice(shortages: Iterable[Shortage], config: RunConfig | None = None) -> str:
+    """What the operator can do about pools that have too little; empty where none has.
+
+    Args:
+        shortages: of the run.
+        config: of the run, as it was given; with it nothing is advised that it has already.
+    """
     short = {each.where for each in shortages}
     told = []
     if short & {"device", "host"}:
-        told.append("raise train.accumulation or lower train.batch or train.sequence for the activations")
+        told.append(_STEP if config is None else relief(config))
     if "disk" in short:
         told.append("make room on the disk or choose another with --evidence")
     return "; ".join(told)
@@ -245,7 +275,7 @@ def gib(size: int) -> str:
 @click.command("room", short_help="Say what memory and disk a run needs, and whether they are there.")
 @click.argument("config", required=False, type=click.Path(path_type=Path))
 @click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Set any key, such as train.batch=8.")
-@click.option("--mode", type=click.Choice(("smoke", "train")), help="Read it for this mode, whatever it says.")
+@mode_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @evidence_option
 def room_command(config: Path | None, sets: tuple[str, ...], mode: str | None, as_json: bool, evidence: Path) -> None:
@@ -257,7 +287,7 @@ def room_command(config: Path | None, sets: tuple[str, ...], mode: str | None, a
     \b
     Examples:
       kdconsole room config.yaml
-      kdconsole room config.yaml --set train.accumulation=4
+      kdconsole room config.yaml --set train.accumulation=auto
     """
     resolved = load_config(
         config, sets=sets, environ=os.environ, template=None if config else "builtin", overrides={"mode": mode}
@@ -271,4 +301,6 @@ def room_command(config: Path | None, sets: tuple[str, ...], mode: str | None, a
             console = Console(highlight=False, width=160)
         console.print(table(room))
     if room.shortages:
-        raise ConfigError("not enough room: " + ", ".join(map(shortage, room.shortages)), do=advice(room.shortages))
+        raise ConfigError(
+            "not enough room: " + ", ".join(map(shortage, room.shortages)), do=advice(room.shortages, resolved)
+        )

@@ -53,6 +53,10 @@ class Row:
     ticket: str = ""
     unit: str = "step"
     """What `step` counts: `step` or `epoch`."""
+    done: int | None = None
+    total: int | None = None
+    counted: str = ""
+    """How far work that makes no steps has come, and what `done` and `total` count: `windows`, say."""
 
     @property
     def live(self) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
 
+from console.command import MODES
 from console.palette import ORDER, RUNS
 from console.row import UNREADABLE, Row
 from engine.text import clean
@@ -163,7 +164,7 @@ _STATUSES = tuple(each.casefold() for each in (*RUNS, UNREADABLE))
 KEYS: dict[str, tuple[Callable[[str], Test], str]] = {
     "status": (_one_of(_STATUSES, lambda row: row.status), f"one of {', '.join(_STATUSES)}, or a part of it"),
     "host": (_host, "a part of a host's name"),
-    "mode": (_one_of(("smoke", "train"), lambda row: row.mode), "smoke or train"),
+    "mode": (_one_of(MODES, lambda row: row.mode), "smoke, train or prepare"),
     "model": (_model, "a part of the teacher's or the student's name"),
     "verdict": (_verdict, _VERDICTS),
     "date": (_date, _DATES),

@@ -42,14 +42,23 @@ class Column:
 
 def _step(row: Row, now: float) -> str:
     if row.step is None:
-        return UNKNOWN
+        return UNKNOWN if row.done is None else f"{_done(row)} {row.counted}".rstrip()
     unit = "epoch " if row.unit == "epoch" else ""
     if not row.target:
         return f"{unit}{row.step:,}"
     return f"{unit}{row.step:,} / {row.target:,} {_percent(row)}"
 
 
+def _done(row: Row) -> str:
+    """How far work without steps has come."""
+    if not row.total:
+        return f"{row.done:,}"
+    return f"{row.done:,} / {row.total:,} {math.floor(100 * (row.done or 0) / row.total):>4} %"
+
+
 def _short_step(row: Row, now: float) -> str:
+    if row.step is None and row.done is not None and row.total:
+        return f"{row.done:,}{math.floor(100 * row.done / row.total):>4} %"
     unit = "ep " if row.unit == "epoch" else ""
     return UNKNOWN if row.step is None else f"{unit}{row.step:,}{_percent(row)}"
 

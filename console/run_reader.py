@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from console.about import About, about
+from console.command import MODES
 from console.log_fold import LogFold
 from console.run_files import host_state, read_config, read_contract, read_exit, read_manifest
 from console.run_state import STREAM, UNDER_NO_CONTRACT, Reducer, RunState, Source
@@ -19,7 +20,7 @@ from dispatch.manifest import CONTRACT, EVENTS, EXIT, MANIFEST, ExitRecord, Mani
 from dispatch.manifest import RunState as HostState
 from engine.errors import ConfigError, RunError, StreamError
 from engine.falsifiers import Contract, builtin_contract, parse_contract
-from engine.stream import MAX_LINE_BYTES, Eval, Event, Run, Step, decode_line
+from engine.stream import MAX_LINE_BYTES, Eval, Event, Progress, Run, Step, decode_line
 from engine.stream_reader import StreamReader
 from engine.text import clean
 
@@ -65,7 +66,7 @@ class LoadedRun:
 
 
 def read_ends(path: Path) -> list[Event]:
-    """The `run` event and the last step, evaluation and end that stand near a stream's two ends, in their order.
+    """The `run` event and the last step, progress, evaluation and end near a stream's two ends, in their order.
 
     Raises:
         StreamError: it is no stream; one that is not there yet has no events.
@@ -96,8 +97,8 @@ def read_ends(path: Path) -> list[Event]:
 
 
 def _last_of_each(lines: Sequence[bytes]) -> list[Event]:
-    """The last step and evaluation, and the very last event, searched from the end."""
-    wanted: dict[type[Event], bytes] = {Step: b'"step"', Eval: b'"eval"'}
+    """The last step, progress and evaluation, and the very last event, searched from the end."""
+    wanted: dict[type[Event], bytes] = {Step: b'"step"', Eval: b'"eval"', Progress: b'"progress"'}
     found: list[Event] = []
     for line in reversed(lines):
         if found and not any(tag in line for tag in wanted.values()):
@@ -282,7 +283,7 @@ class RunReader:
         """What ships for runs of its mode, in place of a contract that is lost."""
         run = next((each for each in _quiet_ends(self.path) if isinstance(each, Run)), None)
         mode = run.mode if run is not None else self.manifest.mode if self.manifest else ""
-        if mode not in ("smoke", "train"):
+        if mode not in MODES:
             return _NOTHING_JUDGED
         self._remarks = [each for each in self._remarks if each != f"no {CONTRACT}"]
         self._remarks.append(f"no {CONTRACT}: judged by the one that ships for {mode}; what it gives is derived")

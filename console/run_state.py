@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from console.kept_pace import Pace
 from console.run_log import MAX_LOG_LINES, LogLine, LogPart, RunLog, level_of
 from console.series import STEP_COLUMNS, StepBuffer, StepSeries
 from engine.falsifiers import CALM, FAIL, PASS, PENDING, Contract, Judge
@@ -19,12 +20,15 @@ from engine.human import human_lines
 from engine.stream import (
     Checkpoint,
     CheckpointFailed,
+    Efficiency,
     End,
     Eval,
     Event,
     Heartbeat,
     Log,
+    Measure,
     Phase,
+    Progress,
     Projection,
     Run,
     Step,
@@ -112,6 +116,9 @@ class RunState:
     evals: tuple[Eval, ...] = ()
     checkpoints: tuple[Checkpoint | CheckpointFailed, ...] = ()
     projection: Projection | None = None
+    pace: Pace = field(default_factory=Pace)
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    """Each by its name, as it was told last."""
     stated: dict[str, Verdict] = field(default_factory=dict)
     judged: tuple[Verdict, ...] = ()
     history: tuple[Verdict, ...] = ()
@@ -132,9 +139,19 @@ class RunState:
         return self.phases[-1].name if self.phases else "starting"
 
     @property
+    def efficiency(self) -> Efficiency | None:
+        """How fast the last steps were."""
+        return self.pace.windows[-1] if self.pace.windows else None
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far work without steps has come."""
+        return self.pace.reports[-1] if self.pace.reports else None
+
+    @property
     def target_steps(self) -> int | None:
-        """Steps that the run will make if nothing ends it before."""
-        return None if self.run is None else self.run.steps_asked
+        """Steps that the run will make if nothing ends it before; None for one that makes none."""
+        return None if self.run is None or self.run.mode == "prepare" else self.run.steps_asked
 
     @property
     def train_started(self) -> float | None:
@@ -187,6 +204,8 @@ class RunState:
             evals=tuple(e for e in self.evals if e.t <= t),
             checkpoints=tuple(c for c in self.checkpoints if c.t <= t),
             projection=self.projection if self.projection and self.projection.t <= t else None,
+            pace=self.pace.until(t),
+            measures={name: m for name, m in self.measures.items() if m.t <= t},
             stated={key: v for key, v in self.stated.items() if v.t <= t},
             judged=tuple(latest.get(v.id) or _pending(v) for v in self.judged),
             bases={key: basis for key, basis in self.bases.items() if key in latest},
@@ -217,6 +236,7 @@ class Reducer:
         self._phase_latest = 0.0
         self._evals: list[Eval] = []
         self._checkpoints: list[Checkpoint | CheckpointFailed] = []
+        self._measures: dict[str, Measure] = {}
         self._stated: dict[str, Verdict] = {}
         self._history: list[Verdict] = []
         self._log = RunLog()
@@ -253,6 +273,7 @@ class Reducer:
             phases=self._spans(),
             evals=tuple(self._evals),
             checkpoints=tuple(self._checkpoints),
+            measures=dict(self._measures),
             stated=dict(self._stated),
             judged=judged,
             bases=bases,
@@ -281,7 +302,7 @@ class Reducer:
             self._phase_latest = t
         for verdict in self._judge.observe(event):
             self._history.append(msgspec.structs.replace(verdict, t=t, seq=event.seq))
-        if isinstance(event, Phase | Verdict | Checkpoint | CheckpointFailed):
+        if isinstance(event, Phase | Verdict | Checkpoint | CheckpointFailed | Measure):
             event = _bounded(event)
         if isinstance(event, Vitals):
             now["vitals"] = event
@@ -298,6 +319,11 @@ class Reducer:
             self._checkpoints.append(event)
         elif isinstance(event, Projection):
             now["projection"] = event
+        elif isinstance(event, Measure):
+            if event.name in self._measures or len(self._measures) < MAX_MARKS:
+                self._measures[event.name] = event
+        elif isinstance(event, Efficiency | Progress):
+            now["pace"] = now.get("pace", Pace()).then(event)
         elif isinstance(event, End):
             now["end"] = event
         elif isinstance(event, Run):

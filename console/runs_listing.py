@@ -126,6 +126,7 @@ def _described(each: Listed) -> dict[str, object]:
         "phase": row.phase or None,
         "model": {"teacher": row.teacher or None, "student": row.student or None},
         "step": row.step,
+        "progress": None if row.done is None else {"done": row.done, "total": row.total, "unit": row.counted},
         "loss": _finite(row.loss),
         "heldout": _finite(row.heldout),
         "verdicts": dict(row.verdicts),

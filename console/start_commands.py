@@ -1,10 +1,11 @@
-"""Commands that start runs: `kdconsole smoke` and `kdconsole train`."""
+"""Commands that start runs: `kdconsole smoke`, `kdconsole prepare` and `kdconsole train`."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,11 +18,15 @@ from engine.errors import KdError
 if TYPE_CHECKING:
     from console.legacy_env import Legacy
     from engine.config import RunConfig
+    from engine.schema import Problem
 
-Mode = Literal["smoke", "train"]
+Mode = Literal["smoke", "train", "prepare"]
 
+SOURCE_KEY = "teacher.source"
+MASS_OVERRIDE = "min-mass"
+"""How the manifest's `overrides` names a stored teacher that may hold any share of the probability."""
 _OPTIONS = {
-    "teacher": "--teacher",
+    "teacher.path": "--teacher",
     "student": "--student",
     "data.path": "--data",
     "contract": "--contract",
@@ -33,13 +38,15 @@ _OPTIONS = {
 """The option that sets a key, as messages name it."""
 
 
+_legacy_option = click.option("--legacy-env", is_flag=True, help="Take the old launch scripts' variables, each told.")
+
+
 def _run_options(command: Any) -> Any:
-    """What smoke and train share."""
+    """What all of them share."""
     for decorate in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
         click.option("--quiet", "-q", is_flag=True, help="No narration on standard error."),
         click.option("--force", is_flag=True, help="Start although there is too little memory or disk; recorded."),
-        click.option("--legacy-env", is_flag=True, help="Take the old launch scripts' variables, each told."),
         click.option("--dry-run", is_flag=True, help="Print every step of the start and change nothing."),
         click.option("--host", metavar="NAME", help="Run it on this host; see kdconsole hosts."),
         click.option("--name", metavar="TEXT", help="What you call this run; kept in its manifest."),
@@ -60,6 +67,7 @@ def _run_options(command: Any) -> Any:
 @click.option("--max-steps", metavar="N", help="Make exactly N steps, unless the budget ends first.")
 @click.option("--project-to", metavar="N", help="Steps of the run to project the wall time of.  [default: 50000]")
 @_run_options
+@_legacy_option
 @click.pass_context
 def smoke_command(
     context: click.Context,
@@ -101,6 +109,7 @@ def smoke_command(
 @click.option("--max-steps", metavar="N", help="End after N steps, complete; the schedule stays train.steps'.")
 @click.option("--no-gate", metavar="REASON", help="Start 5,000 steps or more without a passed smoke; recorded.")
 @_run_options
+@_legacy_option
 @click.pass_context
 def train_command(
     context: click.Context,
@@ -151,6 +160,30 @@ def train_command(
     finish(headless.resume(run_dir, allow_changed, narrator(options["quiet"]), accept_loss), options["as_json"])
 
 
+@click.command(epilog=EXIT_CODES)
+@click.argument("config", type=click.Path(path_type=Path))
+@_run_options
+@click.pass_context
+def prepare_command(context: click.Context, /, config: Path, **options: Any) -> None:
+    """Store what the teacher says of the corpus, once, for every later smoke and train of CONFIG.
+
+    CONFIG says what is stored, teacher.source: hidden (its last hidden states, from which its distribution is exact at
+    any temperature) or topk (teacher.top_k logits a token). It is stored under teacher.cache of the machine that runs
+    this, and held against the teacher. Before it starts, what it will take is held against the disk.
+
+    It needs no smoke. Ctrl-C leaves it going and says how to stop it. Called again after a stop or a crash it goes on
+    from what is whole; there is no --resume. What is all there already is checked and not made again. With topk it
+    refuses where the stored logits hold less of the probability than prepare.min_mass; --force takes them, recorded.
+
+    \b
+    Examples:
+      kdconsole --headless prepare config.yaml --set teacher.source=hidden
+      kdconsole --headless prepare config.yaml --set teacher.source=topk --set distill.temperature=1
+      kdconsole --headless prepare config.yaml --host gx10 --dry-run
+    """
+    _start(context, config, "prepare", {}, legacy_env=False, **options)
+
+
 def _start(
     context: click.Context,
     file: Path | None,
@@ -177,10 +210,11 @@ def _start(
         need_terminal(context)
     from console import headless
     from console.launch import Job
+    from console.stored import missing_store
     from engine.cautions import cautions
 
     try:
-        texts = {"teacher": teacher, "student": student, "data.path": data, "contract": contract}
+        texts = {"teacher.path": teacher, "student": student, "data.path": data, "contract": contract}
         legacy = None
         if legacy_env:
             given = {key: _OPTIONS[key] for key, value in {**texts, **flags}.items() if value is not None}
@@ -193,12 +227,15 @@ def _start(
             if not dry_run:
                 need_terminal(context)
         config = _configuration(file, mode, {**texts, **_numbers(flags)}, sets, legacy)
-        for caution in cautions(config):
+        missing = missing_store(config) if host is None else ""
+        for caution in [*cautions(config), *([missing] if missing else [])]:
             click.echo(f"warning: {caution}", err=True)
         words = [] if file is None else [str(file)]
         words += [word for key, text in texts.items() if text is not None for word in (_OPTIONS[key], text)]
         words += [word for each in sets for word in ("--set", each)] + (["--legacy-env"] if legacy_env else [])
-        overrides = _require_room(config, evidence, force, quiet) if host is None and not dry_run else []
+        config, overrides = _take_any_mass(config) if force and mode == "prepare" else (config, [])
+        if host is None and not dry_run:
+            overrides += _require_room(config, evidence, force, quiet)
         job = Job(
             config,
             evidence,
@@ -242,6 +279,7 @@ def _configuration(
     file: Path | None, mode: Mode, given: Mapping[str, object], sets: Sequence[str], legacy: Legacy | None
 ) -> RunConfig:
     """The configuration of a run; with the old scripts' variables a file is not needed, and no template is taken."""
+    from console.launch import mode_overrides
     from engine.config import ConfigProblems, load_config
 
     try:
@@ -250,11 +288,29 @@ def _configuration(
             sets=sets,
             environ=os.environ if legacy is None else {**legacy.variables, **os.environ},
             template=None if file or legacy else "builtin",
-            overrides={"mode": mode, **given},
+            overrides={**mode_overrides(mode, sets), **{key: each for key, each in given.items() if each is not None}},
             options=_OPTIONS,
         )
     except ConfigProblems as error:
+        if mode == "prepare":
+            raise ConfigProblems([_say_what_to_set(each) for each in error.problems]) from None
         raise error if legacy is None else legacy.renamed(error) from None
+
+
+def _say_what_to_set(problem: Problem) -> Problem:
+    """Of a configuration that was made for an online teacher, what makes it one to prepare."""
+    if not problem.where.endswith(SOURCE_KEY) or "prepared" not in problem.text:
+        return problem
+    return replace(problem, text=f"{problem.text}; --set {SOURCE_KEY}=hidden stores its last hidden states")
+
+
+def _take_any_mass(config: RunConfig) -> tuple[RunConfig, list[str]]:
+    """The configuration without a least share of the probability, and what the manifest is to say of that."""
+    from msgspec.structs import replace as changed
+
+    if config.teacher is None or config.teacher.source != "topk" or not config.prepare.min_mass:
+        return config, []
+    return changed(config, prepare=changed(config.prepare, min_mass=0.0)), [MASS_OVERRIDE]
 
 
 def _read_legacy(mode: Mode, given: Mapping[str, str], host: str | None) -> Legacy:
@@ -262,6 +318,7 @@ def _read_legacy(mode: Mode, given: Mapping[str, str], host: str | None) -> Lega
     from console.legacy_env import read_legacy
     from dispatch.hosts import load_hosts
 
+    assert mode != "prepare"  # which those scripts did not know
     legacy = read_legacy(os.environ, mode, given, host, load_hosts())
     for line in legacy.told:
         click.echo(line, err=True)

@@ -14,7 +14,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dispatch.manifest import SupervisorHeartbeat
-from engine.stream import Checkpoint, CheckpointFailed, End, Eval, Event, Measure, Phase, Projection, Run, Step
+from engine.stream import (
+    Checkpoint,
+    CheckpointFailed,
+    End,
+    Eval,
+    Event,
+    Measure,
+    Phase,
+    Progress,
+    Projection,
+    Run,
+    Step,
+)
 
 LINK_SECONDS = 16.0
 """Without an answer for this long the link is dead: its keepalives notice that sooner."""
@@ -31,7 +43,7 @@ SUPERVISOR_SECONDS = 60.0
 """Without a new heartbeat of the supervisor for this long, it is gone; it writes one every ten seconds."""
 _GAP_SECONDS = 5.0
 """Between two looks at the host at most so much counts: a console that slept has watched nobody."""
-_PROGRESS = (Run, Phase, Measure, Eval, Checkpoint, CheckpointFailed, Projection, End)
+_PROGRESS = (Run, Phase, Measure, Eval, Checkpoint, CheckpointFailed, Progress, Projection, End)
 """What the work itself brings, beside steps; heartbeats and vitals come from threads that may outlive it."""
 
 

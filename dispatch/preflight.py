@@ -11,6 +11,7 @@ from dispatch.facts import Facts, GpuProcess, HostFacts, Named
 from dispatch.versions import release, satisfies, split_requirement
 from engine.errors import ExitCode
 from engine.estimate import Device, Estimate
+from engine.micro_batch import UNIFIED_RESERVE
 from engine.text import clean
 
 Outcome = Literal["PASS", "FAIL", "WARN", "UNKNOWN"]
@@ -19,9 +20,6 @@ Wish = Literal["auto", "cpu", "cuda", "mps"]
 PYTHON: Final = (3, 11)
 CLOCK_SECONDS: Final = 5.0
 """A heartbeat's interval: a clock that is further off makes times of a run look late or early."""
-UNIFIED_RESERVE: Final = 8
-"""Of memory that GPU and host share, one part in so many stays free: what the GPU holds cannot be swapped out, and
-a host under memory pressure hangs as a whole, sshd included."""
 LOOKED_AT: Final = ("python", "torch", "packages", "device", "memory", "disk", "access", "clock", "models")
 """Checks that are told as not looked at where a host does not answer."""
 VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
@@ -120,6 +118,8 @@ class Needs:
     estimate: Estimate | None = None
     no_estimate: str | None = None
     """Why there is none."""
+    relief: str = ""
+    """What makes the run smaller, where it has too little memory."""
     materials: tuple[Material, ...] = ()
     material_problem: str | None = None
     """Why it is not known what is to be sent."""
@@ -135,6 +135,12 @@ def device_of(facts: Facts, wish: Wish) -> Device:
     if wish != "auto":
         return wish
     return "cuda" if facts.gpu is not None and facts.host.torch_cuda is not None else "cpu"
+
+
+def reserved(facts: Facts, wish: Wish) -> int:
+    """Bytes of the host's memory that a run has to leave free: some, where it is a GPU's memory too."""
+    shared = facts.host.unified_memory and wish in ("auto", "cuda")
+    return (facts.host.memory_total or 0) // UNIFIED_RESERVE if shared else 0
 
 
 def not_looked_at(why: str, names: Iterable[str] = LOOKED_AT) -> list[Line]:
@@ -298,8 +304,7 @@ def _lock(facts: Facts) -> Line:
 
 def _memory(facts: Facts, needs: Needs) -> Iterator[Line]:
     free, total, need = facts.memory_available, facts.host.memory_total, needs.estimate
-    shared = facts.host.unified_memory and needs.device in ("auto", "cuda")
-    reserve = (total or 0) // UNIFIED_RESERVE if shared else 0
+    shared, reserve = facts.host.unified_memory and needs.device in ("auto", "cuda"), reserved(facts, needs.device)
     if need is None:
         why = f"; {needs.no_estimate}" if needs.no_estimate else ""
         outcome: Outcome = "UNKNOWN" if needs.no_estimate else "PASS"
@@ -307,10 +312,11 @@ def _memory(facts: Facts, needs: Needs) -> Iterator[Line]:
             yield Line("GPU memory", outcome, f"{_gib(facts.gpu_free)} free{why}")
         yield Line("memory", outcome, f"{_gib(free)} free of {_gib(total)}{why}")
         return
-    lower = "lower train.batch or train.sequence, raise train.accumulation, or end what uses it"
+    lower = ", or ".join(filter(None, (needs.relief, "end what uses it")))
+    run = "for the run" + "".join(f" ({each})" for each in need.settled)
     if need.device_bytes:
-        yield _room("GPU memory", facts.gpu_free, need.device_bytes, f"{_gib(need.device_bytes)} for the run", lower)
-    wanted = f"{_gib(need.host_bytes)} for the run"
+        yield _room("GPU memory", facts.gpu_free, need.device_bytes, f"{_gib(need.device_bytes)} {run}", lower)
+    wanted = f"{_gib(need.host_bytes)} {run}"
     if shared:
         wanted += f", {_gib(reserve)} kept free: shared memory that is full hangs the host"
     held = sum(each.memory or 0 for each in facts.processes) if shared else 0
@@ -326,9 +332,8 @@ def _disk(facts: Facts, needs: Needs) -> Line:
     run = needs.estimate.disk_bytes if needs.estimate else 0
     wanted = f"{_gib(run)} for the run" + (f", {_gib(sent)} to be sent" if sent else "")
     where = "--evidence" if needs.host is None else "run_dir in hosts.yaml"
-    return _room(
-        "disk", free, run + sent, wanted, f"make room, or choose another with {where}", f" at {facts.base.path}"
-    )
+    do = f"make room, or choose another with {where}"
+    return _room("disk", free, run + sent, wanted, do, f" at {facts.base.path}")
 
 
 def _room(name: str, free: int | None, needed: int, wanted: str, do: str, more: str = "") -> Line:

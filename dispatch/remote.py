@@ -15,7 +15,16 @@ from dispatch.manifest import CONFIG, CONTRACT, MANIFEST, Remote, sha256_file
 from dispatch.places import Reach
 from dispatch.putting import Source, put_tree
 from dispatch.runs import RunDir
-from dispatch.staging import Wanted, bytes_there, find_named, is_named, send_wanted, wanted_engine, wanted_files
+from dispatch.staging import (
+    Wanted,
+    bytes_there,
+    find_named,
+    is_named,
+    path_named,
+    send_wanted,
+    wanted_engine,
+    wanted_files,
+)
 from dispatch.streams import resolve
 from dispatch.tool_client import python_of
 from dispatch.transfer import Progress, resuming
@@ -112,6 +121,9 @@ async def plan_host(
             tree[section][key] = there.get(given, given)
         elif isinstance(given, list):
             tree[section][key] = [there.get(each, each) for each in given]
+    cache = (tree.get("teacher") or {}).get("cache")
+    if cache is not None and is_named(cache):  # it belongs to the host: nothing of it is sent, or need be there
+        tree["teacher"]["cache"] = await path_named(transport, cache)
     given = tuple(each for each in reach.host(name).env if each in reach.environ)
     remote = Remote(host=name, run_dir=f"{base}/runs", python=python, engine=engine.place, env=given)
     return HostPlan(msgspec.convert(tree, RunConfig), remote, tuple(items))

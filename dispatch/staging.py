@@ -204,11 +204,11 @@ def is_named(path: str) -> bool:
     return _HOST_PATH.fullmatch(path) is not None
 
 
-async def find_named(transport: Transport, named: str) -> str:
-    """The absolute path on the host of what `host:/path` or `host:~/path` names there.
+async def path_named(transport: Transport, named: str) -> str:
+    """The absolute path on the host that `host:/path` or `host:~/path` names, whether or not there is something.
 
     Raises:
-        ConfigError: it is on another host, or not there.
+        ConfigError: it is on another host.
         TransportError: the host cannot be reached.
     """
     match = _HOST_PATH.fullmatch(named)
@@ -219,9 +219,19 @@ async def find_named(transport: Transport, named: str) -> str:
             f"{clean(host, 100)}:{clean(path, 300)}: is on {clean(host, 100)}, but the run goes to {transport.host}",
             expected=f"{transport.host}:/path, or a path on this machine",
         )
-    there = await resolve(transport, path)
+    return await resolve(transport, path)
+
+
+async def find_named(transport: Transport, named: str) -> str:
+    """As `path_named`, of what must be there.
+
+    Raises:
+        ConfigError: it is on another host, or not there.
+        TransportError: the host cannot be reached.
+    """
+    there = await path_named(transport, named)
     if await transport.stat(there) is None:
-        raise ConfigError(f"{host}:{clean(path, 300)}: no such file or directory there")
+        raise ConfigError(f"{clean(named, 400)}: no such file or directory there")
     return there
 
 

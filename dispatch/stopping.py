@@ -40,7 +40,7 @@ class Stopped:
     checkpoint: HostCheckpoint | None
     """The newest that is committed."""
     mode: str | None = "train"
-    """A smoke saves nothing, and nobody expects it to."""
+    """A smoke saves nothing, and nobody expects it to; a preparation saves no steps."""
 
     def describe(self) -> str:
         """One line: `CANCELLED: exit code 130; the GPU is free; 120 steps saved in checkpoints/ckpt-step-000120`."""

@@ -69,7 +69,8 @@ HEARTBEAT = "supervisor.heartbeat"
 _HEARTBEAT_BYTES = 1024
 _PIECE_BYTES = 1 << 20
 _PROGRESS = re.compile(
-    rb'^.*"event": ?"(run|phase|measure|step|eval|checkpoint|checkpoint_failed|projection|end)".*$', re.MULTILINE
+    rb'^.*"event": ?"(run|phase|measure|step|eval|checkpoint|checkpoint_failed|progress|projection|end)".*$',
+    re.MULTILINE,
 )
 """Lines that the trainer's own work makes; heartbeats and vitals come from threads that may outlive it."""
 

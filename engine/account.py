@@ -15,8 +15,21 @@ from engine.recorder import peak_rss_bytes
 from engine.stream import Run, Verdict
 
 
-def run_event(config: RunConfig, placement: Placement, contract_digest: str) -> Run:
-    """What is about to run, on what; the recorder knows which attempt it is."""
+def run_event(
+    config: RunConfig,
+    placement: Placement,
+    contract_digest: str,
+    *,
+    accumulation: int | None = None,
+) -> Run:
+    """What is about to run, on what; the recorder knows which attempt it is.
+
+    Args:
+        config: as it was given: `train.accumulation: auto` is not replaced in it, or its digests would be others.
+        placement: what computes.
+        contract_digest: SHA-256 of the contract.
+        accumulation: what `auto` came to (`engine.micro_batch`); None: what the configuration says.
+    """
     smoke = config.mode == "smoke"
     return Run(
         attempt=1,
@@ -30,6 +43,7 @@ def run_event(config: RunConfig, placement: Placement, contract_digest: str) -> 
         device=str(placement.device),
         device_name=placement.name,
         precision=placement.precision,
+        world_size=1 if config.mode == "prepare" else config.train.devices,
         versions={name: metadata.version(name) for name in ("torch", "transformers", "safetensors", "tokenizers")}
         | {"python": platform.python_version()},
         target_steps=config.train.steps,
@@ -38,6 +52,8 @@ def run_event(config: RunConfig, placement: Placement, contract_digest: str) -> 
         temperature=config.distill.temperature,
         alpha=config.distill.alpha,
         tokens_per_step=config.train.batch * config.train.sequence,
+        accumulation=config.train.parts if accumulation is None else accumulation,
+        teacher_source=config.teacher.source if config.teacher else "online",
     )
 
 

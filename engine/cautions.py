@@ -11,6 +11,21 @@ LONG_RUN_STEPS = 5_000
 
 def cautions(config: RunConfig) -> list[str]:
     """One sentence for each thing that may be meant and has cost people days."""
+    return [*_coarse(config), *_unsaved(config)]
+
+
+def _coarse(config: RunConfig) -> list[str]:
+    teacher, temperature = config.teacher, config.distill.temperature
+    if teacher is None or teacher.source != "topk" or temperature <= 1 or config.distill.alpha == 1:
+        return []
+    return [
+        f"teacher.source: topk at distill.temperature {temperature:g}: softened, the {teacher.top_k:,} largest logits "
+        "hold less of the probability (the 64 largest of SmolLM2-135M: 0.92 at 1, 0.30 at 2, 0.03 at 4), and the "
+        "gradient turns away with it; teacher.source: hidden is exact at any temperature"
+    ]
+
+
+def _unsaved(config: RunConfig) -> list[str]:
     steps, every, evaluate = config.steps_asked, config.checkpoint.every_steps, config.train.evaluate_every
     if config.mode != "train" or steps < LONG_RUN_STEPS or 0 < every < steps:
         return []

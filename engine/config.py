@@ -11,15 +11,27 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Final
 
 import msgspec
 import msgspec.inspect
-from msgspec import Meta, field
 
 from engine.config_sources import Settings, from_command, from_options, from_text, from_variables
 from engine.errors import ConfigError
-from engine.schema import BUILTIN, Problem, Source, Walker, key_paths, show
+from engine.schema import Problem, Source, Walker, key_paths, show
+from engine.sections import (
+    Checkpoint,
+    Contract,
+    Data,
+    Distill,
+    Prepare,
+    RunConfig,
+    Smoke,
+    Student,
+    Supervise,
+    Teacher,
+    Train,
+)
 from engine.text import clean
 from engine.yaml_io import STDIN, dump_yaml, parse_yaml, read_text, source_name
 
@@ -30,6 +42,7 @@ __all__ = [
     "Contract",
     "Data",
     "Distill",
+    "Prepare",
     "RunConfig",
     "Smoke",
     "Student",
@@ -48,179 +61,6 @@ __all__ = [
 TEMPLATES: Final = ("builtin", "gx10")
 MAX_PROBLEMS: Final = 20
 """Problems listed in one error; the rest is counted."""
-
-Count = Annotated[int, Meta(ge=1)]
-Whole = Annotated[int, Meta(ge=0)]
-Positive = Annotated[float, Meta(gt=0)]
-NotNegative = Annotated[float, Meta(ge=0)]
-Momentum = Annotated[float, Meta(ge=0, lt=1)]
-ModelPath = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        description="a model directory, builtin:teacher or builtin:student",
-        extra={BUILTIN: ("builtin:teacher", "builtin:student")},
-    ),
-]
-DataPath = Annotated[
-    str, Meta(min_length=1, description="a path or builtin:stdlib", extra={BUILTIN: ("builtin:stdlib",)})
-]
-TokenizerPath = Annotated[
-    str, Meta(min_length=1, description="a tokenizer directory or builtin", extra={BUILTIN: ("builtin",)})
-]
-ContractPath = Annotated[str, Meta(min_length=1, description="a YAML file or builtin", extra={BUILTIN: ("builtin",)})]
-DataPaths = Annotated[list[DataPath], Meta(min_length=1, description="a list of them")]
-Layers = Annotated[list[Whole], Meta(min_length=1, description="a list of layer numbers, the first being 0")]
-
-
-class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part of the configuration; unknown keys are errors."""
-
-
-class Teacher(Section, frozen=True, kw_only=True):
-    """The model that is imitated; a plain text is short for `{path: …}`."""
-
-    kd_shorthand: ClassVar[str] = "path"
-    path: ModelPath
-
-
-class Student(Section, frozen=True, kw_only=True, rename={"from_": "from"}):
-    """The model that is trained; a plain text is short for `{path: …}`. Exactly one of `path` and `from_` is given."""
-
-    kd_shorthand: ClassVar[str] = "path"
-    path: ModelPath | None = None
-    init: Literal["auto", "pretrained", "random"] = "auto"
-    """auto: random for builtin:student, pretrained for everything else."""
-    from_: ModelPath | None = None
-    """`from` in YAML: the model that `layers` are taken from."""
-    layers: Layers | None = None
-    """Layers of `from_` to keep, ascending; all of them when None."""
-
-    @property
-    def source(self) -> str:
-        """The model that it comes from: its own directory, or the one that its layers are taken from."""
-        return self.path or self.from_ or ""
-
-    @property
-    def starts_random(self) -> bool:
-        """Whether its weights are drawn and `config.json` is all that is read of the model."""
-        return self.init == "random" or (self.init == "auto" and self.source == "builtin:student")
-
-
-class Distill(Section, frozen=True, kw_only=True):
-    """The loss: alpha CE + (1 - alpha) T² KL."""
-
-    temperature: Annotated[float, Meta(gt=0, le=100)] = 4.0
-    alpha: Annotated[float, Meta(ge=0, le=1)] = 0.3
-    compile: Literal["auto", "on", "off"] = "auto"
-    chunk_mib: Annotated[int, Meta(ge=1, le=4096)] = 64
-    """MiB of one logits chunk of the fused loss."""
-
-
-class Data(Section, frozen=True, kw_only=True):
-    """The corpus. One path stands alone, several in a list."""
-
-    path: DataPath | DataPaths
-    glob: Annotated[str, Meta(min_length=1, description="a file pattern such as **/*.txt")] = "**/*.txt"
-    tokenizer: TokenizerPath | None = None
-    heldout_fraction: Annotated[float, Meta(gt=0, le=0.5)] = 0.05
-    heldout_windows: Annotated[int, Meta(ge=1, le=4096)] = 64
-    limit_bytes: Count | None = None
-    """Take whole text files up to about this many bytes in all; None: everything."""
-
-    @property
-    def paths(self) -> list[str]:
-        """The paths as a list, one or many."""
-        return [self.path] if isinstance(self.path, str) else self.path
-
-
-class Train(Section, frozen=True, kw_only=True):
-    """The loop. A step takes `batch` windows of `sequence` tokens, in `accumulation` parts."""
-
-    steps: Count = 50_000
-    max_steps: Count | None = None
-    """End a training run after this many, as completed; the schedule stays that of `steps`. Smokes have their own."""
-    batch: Count = 16
-    sequence: Annotated[int, Meta(ge=8, le=131_072)] = 512
-    accumulation: Count = 1
-    learning_rate: Positive = 1.5e-5
-    min_learning_rate: NotNegative = 5e-7
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: Whole = 500
-    weight_decay: NotNegative = 0.01
-    beta1: Momentum = 0.9
-    beta2: Momentum = 0.95
-    clip: NotNegative = 1.0
-    """Largest gradient norm; 0 turns clipping off."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    seed: Whole = 0
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: Count | None = None
-    evaluate_every: Whole = 0
-    """Steps between held-out evaluations; 0: before the first and after the last only."""
-
-
-class Checkpoint(Section, frozen=True, kw_only=True):
-    """When the state is saved."""
-
-    every_steps: Whole = 5000
-    """0 turns checkpoints off."""
-    keep_last: Count = 2
-    """Periodic checkpoints that stay; the newest, the best, the last interrupt and the final one stay besides."""
-
-
-class Smoke(Section, frozen=True, kw_only=True):
-    """The short rehearsal."""
-
-    budget_seconds: Positive = 60.0
-    max_steps: Count | None = None
-    warmup_steps: Whole = 0
-    """Takes the place of train.warmup_steps in a smoke."""
-    project_to: Count = 50_000
-    """Steps that the wall time is projected to."""
-
-
-class Supervise(Section, frozen=True, kw_only=True):
-    """What the supervisor on the host does about a run that makes no progress."""
-
-    stall_seconds: Positive = 600.0
-    """Without a step, or another sign of progress, for so long, and for 20 steps, all stacks go to launch.log."""
-    kill_after_stall_seconds: Positive | None = None
-    """End the run when a stall has lasted so long; None: only tell."""
-
-
-class Contract(Section, frozen=True, kw_only=True):
-    """The falsifiers; a plain text is short for `{path: …}`, `builtin` is the one that ships for the mode."""
-
-    kd_shorthand: ClassVar[str] = "path"
-    path: ContractPath = "builtin"
-
-
-class RunConfig(Section, frozen=True, kw_only=True):
-    """Everything that decides a run's result. `load_config` makes checked ones."""
-
-    mode: Literal["train", "smoke"] = "train"
-    teacher: Teacher | None
-    """None only with distill.alpha 1, plain training without a teacher."""
-    student: Student
-    distill: Distill = field(default_factory=Distill)
-    data: Data
-    train: Train = field(default_factory=Train)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    smoke: Smoke = field(default_factory=Smoke)
-    contract: Contract = field(default_factory=Contract)
-    supervise: Supervise = field(default_factory=Supervise)
-
-    @property
-    def max_steps(self) -> int | None:
-        """The number of steps that this mode was given to end after."""
-        return self.smoke.max_steps if self.mode == "smoke" else self.train.max_steps
-
-    @property
-    def steps_asked(self) -> int:
-        """Steps that the run makes if nothing ends it before."""
-        return self.train.steps if self.max_steps is None else min(self.max_steps, self.train.steps)
-
 
 _SCHEMA = msgspec.inspect.type_info(RunConfig)
 _KEYS = tuple(key_paths(_SCHEMA))
@@ -244,6 +84,19 @@ _ALIASES = {
     "teacher_apr": "teacher.path",
 }
 """Names that other trainers and the predecessor's records use."""
+_LATER: Final[Mapping[str, Mapping[str, object]]] = {
+    "teacher": {"source": "online", "cache": None, "top_k": 256},
+    "train": {
+        "compile": "auto",
+        "activation_checkpointing": False,
+        "prefetch": 2,
+        "devices": 1,
+        "parallel": "auto",
+    },
+    "prepare": {"shard_mib": 256, "min_mass": 0.8, "check_batches": 4},
+}
+"""Keys that came after the first runs: with these values they are left out of a fingerprint, so that a run that was
+made before there were such keys keeps the one that its evidence states."""
 
 
 class ConfigProblems(ConfigError):
@@ -324,13 +177,16 @@ def fingerprint(config: RunConfig) -> str:
 def gate_fingerprint(config: RunConfig) -> str:
     """SHA-256 in hex over what a smoke and its production run have in common.
 
-    Left out: mode, train.steps, train.max_steps, smoke.*, checkpoint.* and supervise.*.
+    Left out: mode, train.steps, train.max_steps, train.prefetch, teacher.cache, smoke.*, prepare.*, checkpoint.* and
+    supervise.*.
     """
     tree = _canonical(config)
-    for section in ("mode", "smoke", "checkpoint", "supervise"):
-        del tree[section]
-    for key in ("steps", "max_steps"):
-        del tree["train"][key]
+    for section in ("mode", "smoke", "checkpoint", "supervise", "prepare"):
+        tree.pop(section, None)
+    for key in ("steps", "max_steps", "prefetch"):
+        tree["train"].pop(key, None)
+    if tree["teacher"]:
+        tree["teacher"].pop("cache", None)
     return _digest(tree)
 
 
@@ -352,6 +208,12 @@ def _template_text(name: str) -> str:
 def _canonical(config: RunConfig) -> dict[str, dict[str, object]]:
     # Converted twice: integers that code gave to float fields become floats, so that 1 and 1.0 are one value.
     tree: dict[str, dict[str, object]] = msgspec.to_builtins(msgspec.convert(msgspec.to_builtins(config), RunConfig))
+    for section, defaults in _LATER.items():
+        for key, default in defaults.items():
+            if tree[section] and tree[section][key] == default:
+                del tree[section][key]
+    if not tree["prepare"]:
+        del tree["prepare"]
     return tree
 
 
@@ -396,8 +258,14 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[str, object, str]]:
         yield "student.layers", student.layers, "ascending layer numbers, each once"
     if student.init == "random" and student.from_ is not None:
         yield "student.init", student.init, "pretrained or auto with student.from, whose weights are kept"
-    if train.accumulation > train.batch:
-        yield "train.accumulation", train.accumulation, f"at most train.batch ({train.batch})"
+    if train.accumulation != "auto" and train.accumulation * train.devices > train.batch:
+        share = f", divided among train.devices ({train.devices})" if train.devices > 1 else ""
+        yield "train.accumulation", train.accumulation, f"at most train.batch ({train.batch}){share}"
+    if train.batch % train.devices:
+        yield "train.devices", train.devices, f"a divisor of train.batch ({train.batch})"
+    if config.mode == "prepare" and (config.teacher is None or config.teacher.source == "online"):
+        source = None if config.teacher is None else config.teacher.source
+        yield "teacher.source", source, "hidden or topk: what is to be prepared"
     if train.min_learning_rate > train.learning_rate:
         limit = train.learning_rate
         yield "train.min_learning_rate", train.min_learning_rate, f"at most train.learning_rate ({limit})"

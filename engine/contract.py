@@ -21,11 +21,15 @@ HEADER_FIELDS = frozenset(Event.__struct_fields__)
 PRECISIONS = ("fp32", "bf16")
 LIMITS = {"at_most": "<=", "at_least": ">=", "below": "<", "above": ">"}
 """Keys that hold a limit, and how a message writes them."""
-METRICS = tuple(
-    f"{kind.__name__.lower()}.{name}"
-    for kind in (Step, Eval, Projection)
-    for name in kind.__struct_fields__
-    if name not in HEADER_FIELDS
+METRICS = (
+    *(
+        f"{kind.__name__.lower()}.{name}"
+        for kind in (Step, Eval, Projection)
+        for name in kind.__struct_fields__
+        if name not in HEADER_FIELDS
+    ),
+    "efficiency.mfu",
+    "efficiency.tokens_per_second",
 )
 """What a falsifier can look at apart from `measure.<name>`; of those `engine.measures` knows what a run brings."""
 
@@ -43,7 +47,8 @@ Identifier = Annotated[
 Metric = Annotated[
     str,
     _described(
-        "a metric such as step.loss, eval.ce or measure.NAME", r"\A(step|eval|measure|projection)\.[a-z0-9_]+\Z"
+        "a metric such as step.loss, eval.ce or measure.NAME",
+        r"\A(step|eval|measure|projection|efficiency)\.[a-z0-9_]+\Z",
     ),
 ]
 Limit = Annotated[float | dict[str, float], _described("a finite number, or one for each of fp32 and bf16")]

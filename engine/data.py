@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,20 +16,16 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from engine.config import Data
+from engine.data_files import SHARD_SUFFIX, find_files, name_of
 from engine.errors import DataError
 from engine.text import clean
 from engine.windows import Batch, Tokens, Windows
 
 Progress = Callable[[float], None]
 
-BUILTIN = "builtin:stdlib"
-SHARD_SUFFIX = ".bin"
 MIN_FILES_TO_HOLD_OUT = 20
 """With fewer files than this the held-out part is the end of the token stream instead of whole files."""
 
-_STDLIB_LEFT_OUT = frozenset(
-    ("site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "ensurepip", "pydoc_data")
-)
 _PIECE_CHARACTERS = 1 << 20
 _GROUP_CHARACTERS = 1 << 21
 _SCAN_TOKENS = 1 << 24
@@ -82,57 +76,15 @@ def load_corpus(
     Raises:
         DataError: missing, unreadable, empty, binary or too small corpus; no tokenizer; ids beyond the student's rows.
     """
-    files = _find(data.paths, data.glob)
+    files = find_files(data.paths, data.glob)
     shards = [path for _, path in files if path.suffix == SHARD_SUFFIX]
     if not shards:
         return _text_corpus(files, data, tokenizer_dir, sequence, rows, progress)
     if len(shards) != len(files):
         text = next(path for _, path in files if path.suffix != SHARD_SUFFIX)
-        both = f"{_name(shards[0])} and {_name(text)}"
+        both = f"{name_of(shards[0])} and {name_of(text)}"
         raise DataError(f"data.path: both token shards and text, {both}", expected="one kind")
     return _shard_corpus(shards, data, sequence, rows, progress)
-
-
-def _find(paths: Sequence[str], glob: str) -> list[tuple[str, Path]]:
-    """Every file that the paths stand for, each once, as (name that decides its part, path)."""
-    found: dict[Path, tuple[str, Path]] = {}
-    for given in paths:
-        path = Path(given)
-        try:
-            inside = _stdlib_sources() if given == BUILTIN else _inside(path, glob)
-            for name, file in inside:
-                # A file that two paths lead to would stand in both parts, under two names.
-                found.setdefault(file.resolve(), (name, file))
-        except (OSError, ValueError, NotImplementedError) as error:
-            reason = clean(getattr(error, "strerror", None) or str(error), 200)
-            raise DataError(f"data.path: {_name(path)} with data.glob {clean(glob, 200)!r}: {reason}") from None
-    return list(found.values())
-
-
-def _inside(path: Path, glob: str) -> list[tuple[str, Path]]:
-    if path.is_dir():
-        inside = sorted(p for p in path.glob(glob) if p.is_file())
-        inside = inside or sorted(p for p in path.rglob(f"*{SHARD_SUFFIX}") if p.is_file())
-        if not inside:
-            os.listdir(path)  # globbing passes over what it may not read; this says so
-            raise DataError(
-                f"data.path: {_name(path)} holds no file that matches {clean(glob, 200)!r} and no {SHARD_SUFFIX} shard",
-                expected="text files or token shards",
-                do="set data.glob, for example '**/*.py'",
-            )
-        return [(p.relative_to(path).as_posix(), p) for p in inside]
-    if path.is_file():
-        return [(path.name, path)]
-    if path.exists():
-        raise DataError(f"data.path: {_name(path)}: a device, pipe or socket", expected="a file or a directory")
-    raise DataError(f"data.path: {_name(path)}: no such file or directory", do="check the path")
-
-
-def _stdlib_sources() -> list[tuple[str, Path]]:
-    """The running Python's own standard library, its tests left out."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
-    return [(name, root / name) for name in names if not _STDLIB_LEFT_OUT.intersection(name.split("/"))]
 
 
 def _text_corpus(
@@ -152,7 +104,7 @@ def _text_corpus(
     top = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if top >= rows:
         raise DataError(
-            f"data.tokenizer: {_name(tokenizer_dir)} has ids up to {top:,}",
+            f"data.tokenizer: {name_of(tokenizer_dir)} has ids up to {top:,}",
             expected=f"ids below the student's {rows:,} rows",
         )
     if data.limit_bytes is not None:
@@ -195,17 +147,17 @@ def _shard_corpus(shards: list[Path], data: Data, sequence: int, rows: int, prog
         size = _size(path)
         if size == 0 or size % 4:
             wanted = "a multiple of 4 above 0: u32 little-endian tokens"
-            raise DataError(f"{_name(path)}: {size:,} bytes", expected=wanted)
+            raise DataError(f"{name_of(path)}: {size:,} bytes", expected=wanted)
         try:
             tokens = np.memmap(path, dtype="<u4", mode="r")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise DataError(f"{_name(path)}: cannot be read: {clean(reason, 200)}") from None
+            raise DataError(f"{name_of(path)}: cannot be read: {clean(reason, 200)}") from None
         # One pass over the map: an id out of range would otherwise be an index error on the device, hours later.
         for start in range(0, len(tokens), _SCAN_TOKENS):
             top = int(tokens[start : start + _SCAN_TOKENS].max())
             if top >= rows:
-                raise DataError(f"{_name(path)}: token id {top:,}", expected=f"ids below the student's {rows:,} rows")
+                raise DataError(f"{name_of(path)}: token id {top:,}", expected=f"ids below the student's {rows:,} rows")
             progress((len(train) + start / len(tokens)) / len(shards))
         cut = len(tokens) - int(len(tokens) * data.heldout_fraction)
         train.append(tokens[:cut])
@@ -249,7 +201,7 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise DataError(f"{_name(path)}: cannot be read: {error.strerror}", do="check its permissions") from None
+        raise DataError(f"{name_of(path)}: cannot be read: {error.strerror}", do="check its permissions") from None
 
 
 def load_tokenizer(directory: Path) -> tuple[Tokenizer, int | None]:
@@ -261,12 +213,15 @@ def load_tokenizer(directory: Path) -> tuple[Tokenizer, int | None]:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise DataError(
-            f"data.tokenizer: {_name(directory)} has no tokenizer.json", expected="a directory that has one, or builtin"
+            f"data.tokenizer: {name_of(directory)} has no tokenizer.json",
+            expected="a directory that has one, or builtin",
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 - the library raises bare Exception for every fault of the file
-        raise DataError(f"{_name(path)}: no tokenizer: {clean(str(error), 200)}", expected="a tokenizer.json") from None
+        raise DataError(
+            f"{name_of(path)}: no tokenizer: {clean(str(error), 200)}", expected="a tokenizer.json"
+        ) from None
     # A tokenizer.json may carry the limits of the model it was made for; they would cut every piece of the corpus.
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -290,7 +245,7 @@ def _pieces(path: Path) -> Iterator[str]:
             rest = ""
             while more := file.read(_PIECE_CHARACTERS):
                 if "\0" in more:
-                    raise DataError(f"{_name(path)}: holds NUL bytes", expected="UTF-8 text, or a .bin token shard")
+                    raise DataError(f"{name_of(path)}: holds NUL bytes", expected="UTF-8 text, or a .bin token shard")
                 rest += more
                 if len(rest) < _PIECE_CHARACTERS:
                     continue
@@ -300,7 +255,7 @@ def _pieces(path: Path) -> Iterator[str]:
             if rest:
                 yield rest
     except OSError as error:
-        raise DataError(f"{_name(path)}: cannot be read: {error.strerror}", do="check its permissions") from None
+        raise DataError(f"{name_of(path)}: cannot be read: {error.strerror}", do="check its permissions") from None
 
 
 def _grouped(files: Iterable[tuple[bool, Path]]) -> Iterator[list[tuple[bool, str, bool]]]:
@@ -340,13 +295,9 @@ def _fraction(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:4], "big") / 2**32
 
 
-def _name(path: Path) -> str:
-    return clean(str(path), 300)
-
-
 def split_documents(data: Data) -> tuple[list[Path], list[Path]]:
     """The text files that are trained on and those held out, where whole files are held out."""
-    files = _find(data.paths, data.glob)
+    files = find_files(data.paths, data.glob)
     train = [path for name, path in files if _fraction(name) >= data.heldout_fraction]
     heldout = [path for name, path in files if _fraction(name) < data.heldout_fraction]
     return train, heldout

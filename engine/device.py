@@ -58,6 +58,19 @@ def device_memory(device: torch.device) -> tuple[int, int] | None:
     return total - free, total
 
 
+def device_free_bytes(device: torch.device) -> int | None:
+    """Free bytes of the device, None where it has no memory of its own or gives no figure."""
+    memory = device_memory(device)
+    return None if memory is None else memory[1] - memory[0]
+
+
+def shares_memory(device: torch.device) -> bool:
+    """Whether the device is a GPU whose memory is the host's."""
+    if device.type == "cuda":
+        return bool(getattr(torch.cuda.get_device_properties(device), "is_integrated", False))
+    return device.type == "mps"
+
+
 def device_peak_bytes(device: torch.device) -> int | None:
     """Most bytes that torch has held on the device, None on the CPU."""
     return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from engine.durable import discard, partial_of, sync_directory
 from engine.errors import RunError
 from engine.model_card import Provenance, model_card
+from engine.parallel import local
 from engine.stream import Measure
 from engine.text import clean
 
@@ -321,8 +322,8 @@ def _replace(source: Path, target: Path) -> None:
 def checkpoint_seconds(model: torch.nn.Module, directory: Path) -> float:
     """Seconds that writing a checkpoint of this model costs here, by writing one and deleting it.
 
-    A checkpoint holds the weights and two moments of the same size, is hashed and synced. Of a large model at most
-    256 MiB are written and the time is scaled by bytes.
+    A checkpoint holds the weights and two moments of the same size, is hashed and synced. Of a large model, or of one
+    that is divided among processes, at most 256 MiB of what is here are written and the time is scaled by bytes.
     """
     tensors: dict[str, torch.Tensor] = {}
     size = total = 0
@@ -330,8 +331,9 @@ def checkpoint_seconds(model: torch.nn.Module, directory: Path) -> float:
         total += 3 * parameter.numel() * 4
         for copy in range(3):
             if size < _PROBE_BYTES:
-                tensors[f"{name}.{copy}"] = parameter.detach().float().cpu().clone()
-                size += parameter.numel() * 4
+                here = local(parameter.detach()).float().cpu()
+                tensors[f"{name}.{copy}"] = here.clone()
+                size += here.numel() * 4
     path = directory / ".checkpoint-probe"
     started = time.monotonic()
     try:

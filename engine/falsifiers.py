@@ -32,7 +32,22 @@ from engine.contract import (
 )
 from engine.errors import ExitCode
 from engine.judging import Clock, as_text, counted, keep_extreme, mean_of, short_name
-from engine.stream import End, Eval, Event, Heartbeat, Log, Measure, Phase, Projection, Run, Step, Verdict, Vitals
+from engine.stream import (
+    Efficiency,
+    End,
+    Eval,
+    Event,
+    Heartbeat,
+    Log,
+    Measure,
+    Phase,
+    Progress,
+    Projection,
+    Run,
+    Step,
+    Verdict,
+    Vitals,
+)
 
 __all__ = [
     "CALM",
@@ -54,10 +69,10 @@ FIRST_PHASE = "import"
 """What every attempt of a run begins with."""
 JUDGE_PHASE = "judge"
 """The phase whose beginning closes every falsifier that waits for the end; its `detail` is why training ended."""
-_SAID = frozenset((Verdict, End, Vitals))
-"""What was said of the run or of the machine: nothing of it may change a verdict, not even by its time. A reader that
-does not know vitals and skips them judges the same."""
-_JUDGED = frozenset((Run, Phase, Measure, Step, Eval, Projection))
+_SAID = frozenset((Verdict, End, Vitals, Progress))
+"""What was said of the run, of the machine or of how far work has come: nothing of it may change a verdict, not even by
+its time. A reader that does not know these and skips them judges the same."""
+_JUDGED = frozenset((Run, Phase, Measure, Step, Efficiency, Eval, Projection))
 """Of the other kinds nothing counts but their time."""
 CALM = frozenset((Step, Heartbeat, Log))
 """What nearly all events of a stream are."""
@@ -361,7 +376,9 @@ class Judge:
 
 def _fields(wanted: Collection[str]) -> dict[type[Event], tuple[tuple[str, str], ...]]:
     """Of each kind of event the fields that the contract looks at, each with the metric's name."""
-    kinds: tuple[tuple[str, type[Event]], ...] = (("step", Step), ("eval", Eval), ("projection", Projection))
+    kinds: tuple[tuple[str, type[Event]], ...] = (
+        ("step", Step), ("efficiency", Efficiency), ("eval", Eval), ("projection", Projection),
+    )  # fmt: skip
     return {
         kind: tuple((name.removeprefix(f"{tag}."), name) for name in METRICS if name in wanted and name.startswith(tag))
         for tag, kind in kinds

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import math
 
-from engine.stream import Checkpoint, CheckpointFailed, End, Eval, Event, Log, Phase, Projection, Run, Step, Verdict
+from engine.stream import (
+    Checkpoint,
+    CheckpointFailed,
+    Efficiency,
+    End,
+    Eval,
+    Event,
+    Log,
+    Phase,
+    Progress,
+    Projection,
+    Run,
+    Step,
+    Verdict,
+)
 
 
 def human_lines(event: Event, run: Run | None) -> list[str]:
@@ -16,6 +30,12 @@ def human_lines(event: Event, run: Run | None) -> list[str]:
     """
     if isinstance(event, Step):
         return [f"  Step {event.step}/{run.steps_asked if run else 0}: loss: {event.loss:.4f}"]
+    if isinstance(event, Efficiency):
+        return [efficiency_line(event)]
+    if isinstance(event, Progress):
+        share = f" ({event.done / event.total:.1%})" if event.total > 0 else ""
+        left = "" if event.seconds_left is None else f", {event.seconds_left:.0f} s left"
+        return [f"  {event.done}/{event.total} {event.unit}{share}{left}"]
     if isinstance(event, Phase):
         return [f"phase {event.name}" + (f": {event.detail}" if event.detail else "")]
     if isinstance(event, Run):
@@ -61,6 +81,16 @@ class _Summary(dict[str, float]):
 
     def __missing__(self, key: str) -> float:
         return math.nan
+
+
+def efficiency_line(event: Efficiency) -> str:
+    """Tokens a second, model FLOP utilisation with what it is held against, and milliseconds of a step by part."""
+    peak = f" of {event.peak_flops / 1e12:.4g} TFLOP/s" if event.peak_flops else ""
+    used = "" if event.mfu is None else f", MFU {event.mfu:.1%}{peak}"
+    split = ", ".join(f"{name} {1000 * seconds:.1f}" for name, seconds in event.split.items())
+    return f"  Speed at step {event.step}: {event.tokens_per_second:,.0f} tokens/s{used}" + (
+        f"; ms a step: {split}" if split else ""
+    )
 
 
 def smoke_line(end: End) -> str:

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 from engine.loading import Loaded
 from engine.recorder import Recorder
+from engine.store_format import files_digest
 from engine.stream import Inputs
+from engine.teacher_store import StoredTeacher
+
+STORE = "teacher_store"
+"""Name of the digest of a stored teacher's key."""
 
 
 def digests_of(loaded: Loaded) -> dict[str, str]:
-    """SHA-256 over the teacher's weight files, the tokenizer's file and the tokens, by name.
+    """SHA-256 over the teacher's weight files, a stored teacher's key, the tokenizer's file and the tokens, by name.
 
     Raises:
         OSError: a file that was loaded cannot be read any more.
     """
     found = {"data": loaded.corpus.digest()}
-    if loaded.teacher is not None:
-        found["teacher"] = _files_digest(loaded.teacher.files.weights)
+    if isinstance(loaded.teacher, StoredTeacher):
+        # Its key was made from the weight files when it was opened.
+        found |= {"teacher": loaded.teacher.key.teacher, STORE: loaded.teacher.key.digest}
+    elif loaded.teacher is not None:
+        found["teacher"] = files_digest(loaded.teacher.files.weights)
     if loaded.tokenizer_dir is not None:
-        found["tokenizer"] = _files_digest([loaded.tokenizer_dir / "tokenizer.json"])
+        found["tokenizer"] = files_digest([loaded.tokenizer_dir / "tokenizer.json"])
     return found
-
-
-def _files_digest(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def event(digests: Mapping[str, str], student: str) -> Inputs:
@@ -41,7 +39,7 @@ def event(digests: Mapping[str, str], student: str) -> Inputs:
         digests: of `digests_of`.
         student: that of the untrained student's weights.
     """
-    names = ("teacher", "tokenizer", "data")
+    names = ("teacher", STORE, "tokenizer", "data")
     return Inputs(digests={"student": student} | {name: digests[name] for name in names if name in digests})
 
 

@@ -7,26 +7,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
-from engine.checkpoint import Best, Kind, OrderState, State, find_latest, read_manifest
+from engine.checkpoint import (
+    DIRECTORY,
+    Best,
+    CheckpointError,
+    Kind,
+    OrderState,
+    State,
+    directory_name,
+    find_latest,
+    read_manifest,
+)
 from engine.checkpoint_writer import INITIAL_WEIGHTS, Checkpoints
 from engine.config import RunConfig, fingerprint
 from engine.errors import RunError
 from engine.inputs import digests_of
 from engine.loading import Loaded
+from engine.ranks import ALONE, Ranks
 from engine.recorder import Recorder
-from engine.snapshot import Snapshot, capture_random_state, load
+from engine.snapshot import Snapshot, capture_random_state, gather, load
 from engine.space import SpaceWatch
 from engine.stream import Vitals
-from engine.windows import Order
 
 RESUME = "resume.json"
 """In the run directory, written by who resumes: `allow_changed`, the names of what may differ."""
 
+_PRIME = 1_000_003
 _WHAT = {
     "config": "the configuration",
     "teacher": "the teacher's weights",
+    "teacher_store": "the stored teacher",
     "tokenizer": "the tokenizer",
     "data": "the corpus",
     INITIAL_WEIGHTS: "the untrained student",
@@ -66,6 +79,10 @@ class Totals:
 class Keeper:
     """Saves a run as it goes, and puts it back.
 
+    Of several processes rank 0 alone writes, and what it writes does not tell how many there were: a checkpoint of any
+    number of them is one that any other number goes on from. All of them read. The random states that it keeps are
+    those of rank 0; the others begin new ones (only a model with dropout would notice).
+
     Args:
         run_dir: of the run.
         config: of the run.
@@ -73,6 +90,8 @@ class Keeper:
         optimizer: over the student's parameters.
         recorder: takes events and log lines.
         device: that trains.
+        ranks: of this process.
+        divided: the student is divided among the processes: they all take part in what is saved.
     """
 
     def __init__(
@@ -83,13 +102,28 @@ class Keeper:
         optimizer: torch.optim.Optimizer,
         recorder: Recorder,
         device: torch.device,
+        ranks: Ranks = ALONE,
+        divided: bool = False,
     ) -> None:
         self._run_dir, self._config, self._recorder, self._device = run_dir, config, recorder, device
+        self._ranks, self._divided = ranks, divided
         self._model, self._optimizer = loaded.student.model, optimizer
+        self._checkpoints: Checkpoints | None = None
+        self._saved_step, self._finished = -1, False
+        self.inputs: dict[str, str] = {}
+        """What was loaded, by hash; see `engine.inputs`. Rank 0's alone, as all that is told of a run."""
+        self._digests: dict[str, str] = {}
+        if not ranks.main:
+            if divided:
+                gather(self._model, optimizer)
+            return
         snapshot = Snapshot(self._model, optimizer)
         self.inputs = digests_of(loaded)
-        """What was loaded, by hash; see `engine.inputs`."""
-        self._digests = {"config": fingerprint(config), **self.inputs, INITIAL_WEIGHTS: snapshot.weights_sha256()}
+        self._digests = {
+            "config": fingerprint(_alone(config)),
+            **self.inputs,
+            INITIAL_WEIGHTS: snapshot.weights_sha256(),
+        }
         self._checkpoints = Checkpoints(
             run_dir,
             recorder.run_id,
@@ -100,20 +134,34 @@ class Keeper:
             keep_last=config.checkpoint.keep_last,
         )
         self._space = SpaceWatch(self._checkpoints, recorder.log)
-        self._saved_step, self._finished = -1, False
 
     def resume(self) -> tuple[Totals, OrderState] | None:
-        """Puts the newest whole checkpoint back; None where there has never been one.
+        """All: puts the newest whole checkpoint back; None where there has never been one.
 
         Raises:
             CheckpointError: there are checkpoints and none is whole, or it does not fit the student.
             RunError: what the run began with has changed, by name.
         """
+        step = self._ranks.share(self._newest() if self._ranks.main else -1)
+        if step < 0:
+            return None
+        path = self._run_dir / DIRECTORY / directory_name(step)
+        state = load(path, self._model, self._optimizer, self._recorder.run_id)
+        if not self._ranks.main:
+            torch.manual_seed(self._config.train.seed + self._ranks.rank + _PRIME * state.step)
+        self._recorder.log(f"resumed from {path.name}, step {state.step:,}")
+        self._saved_step = state.step
+        return Totals.of(state), state.order
+
+    def _newest(self) -> int:
+        """Step of the newest whole checkpoint, -1 where there is none; raises as `resume`."""
         path = find_latest(self._run_dir, self._recorder.run_id, self._recorder.log)
         if path is None:
-            return None
-        then = read_manifest(path, self._recorder.run_id).state.digests
-        allowed = _allowed(self._run_dir)
+            return -1
+        manifest = read_manifest(path, self._recorder.run_id)
+        if path.name != directory_name(manifest.step):
+            raise CheckpointError(f"{path.name}: it holds step {manifest.step}", expected="the step of its name")
+        then, allowed = manifest.state.digests, _allowed(self._run_dir)
         for name, digest in self._digests.items():
             if name in then and then[name] != digest and name not in allowed:
                 raise RunError(
@@ -121,32 +169,34 @@ class Keeper:
                     expected=f"{name} {then[name][:12]}…, found {digest[:12]}…",
                     do=f"put it back, or say --allow-changed {name}",
                 )
-        state = load(path, self._model, self._optimizer, self._recorder.run_id)
-        self._recorder.log(f"resumed from {path.name}, step {state.step:,}")
-        self._saved_step = state.step
-        return Totals.of(state), state.order
+        return manifest.step
 
     @property
     def last_error(self) -> str | None:
         """Why the newest state that was to be saved is not; None where it is, or is still being written."""
-        return self._checkpoints.last_error
+        return None if self._checkpoints is None else self._checkpoints.last_error
 
     def kinds_due(self, step: int) -> list[Kind]:
         """Why the state after this step is to be saved by the calendar alone."""
         every = self._config.checkpoint.every_steps
         return ["periodic"] if every and step % every == 0 else []
 
-    def save(self, kinds: Sequence[Kind], totals: Totals, order: Order, *, wait: bool = False) -> None:
-        """Saves the present state; an interrupt that finds its step saved already saves nothing."""
-        if list(kinds) == ["interrupt"] and self._saved_step == totals.step:
-            self._checkpoints.drain()
-            if self._checkpoints.last_error is None:
-                return
+    def save(self, kinds: Sequence[Kind], totals: Totals, order: OrderState, *, wait: bool = False) -> None:
+        """All: saves the present state; an interrupt that finds its step saved already saves nothing."""
+        due = self._is_due(kinds, totals)
+        if self._divided:
+            due = bool(self._ranks.share(due))
+        if self._checkpoints is None:
+            if due and self._divided:
+                gather(self._model, self._optimizer)
+            return
+        if not due:
+            return
         self._finished = self._finished or "final" in kinds
         state = State(
             step=totals.step,
             tokens=totals.tokens,
-            order=OrderState(seed=order.seed, epoch=order.epoch, position=order.position),
+            order=order,
             random=capture_random_state(self._device),
             learned=totals.learned,
             attempt=self._recorder.attempt,
@@ -162,6 +212,13 @@ class Keeper:
         if not wait or self._checkpoints.last_error is None:
             self._saved_step = totals.step
 
+    def _is_due(self, kinds: Sequence[Kind], totals: Totals) -> bool:
+        """Whether there is anything to save; rank 0 knows."""
+        if self._checkpoints is None or list(kinds) != ["interrupt"] or self._saved_step != totals.step:
+            return True
+        self._checkpoints.drain()
+        return self._checkpoints.last_error is not None
+
     def watch_space(self, vitals: Vitals) -> None:
         """Warns where the next checkpoint would not fit; for the recorder to call with each look at the machine."""
         if vitals.disk_free_bytes is not None and not self._finished:
@@ -169,7 +226,14 @@ class Keeper:
 
     def drain(self) -> None:
         """Waits until nothing is being written."""
-        self._checkpoints.drain()
+        if self._checkpoints is not None:
+            self._checkpoints.drain()
+
+
+def _alone(config: RunConfig) -> RunConfig:
+    """The configuration as one device would have it: their number changes a result by rounding alone."""
+    train = msgspec.structs.replace(config.train, devices=1, parallel="auto")
+    return msgspec.structs.replace(config, train=train)
 
 
 def _allowed(run_dir: Path) -> frozenset[str]:

@@ -31,13 +31,34 @@ OF_A_TRAINING = (
     "export_reload_error",
     "export_unchanged",
 )
+FIDELITY_TEMPERATURES = (1.0, 2.0, 4.0)
+FIDELITY_COUNTS = (64, 128, 256, 512, 1024)
+"""Temperatures and numbers of logits that a preparation of source topk tells of, as far as the vocabulary goes."""
+
+
+def fidelity_names(temperature: float, k: int) -> tuple[str, str]:
+    """What mass and cosine of the gradient are called, of one temperature and number of logits."""
+    where = f"t{f'{temperature:g}'.replace('.', '_')}_k{k}"
+    return f"topk_mass_{where}", f"topk_cosine_{where}"
+
+
+OF_A_PREPARATION = ("store_cosine", "store_ids_differ")
+OF_TOPK = (
+    "topk_gradient_cosine",
+    "topk_mass",
+    *(name for t in FIDELITY_TEMPERATURES for k in FIDELITY_COUNTS for name in fidelity_names(t, k)),
+)
+_PREPARED = ("teacher_logit_error", *OF_A_PREPARATION)
 EVALUATED_WITH_TEACHER = ("eval.agreement", "eval.cosine")
-MEASURES = tuple(f"measure.{name}" for name in sorted((*ALWAYS, *WITH_TEACHER, *OF_A_TRAINING)))
+MEASURES = tuple(f"measure.{name}" for name in sorted({*ALWAYS, *WITH_TEACHER, *OF_A_TRAINING, *_PREPARED, *OF_TOPK}))
 """Every measure that the engine ever emits."""
 
 
 def measures_of(config: RunConfig) -> frozenset[str]:
     """The names of the measures that a whole run of a configuration emits."""
+    if config.mode == "prepare":
+        topk = config.teacher is not None and config.teacher.source == "topk"
+        return frozenset((*_PREPARED, *(OF_TOPK if topk else ())))
     return frozenset(
         (*ALWAYS, *(WITH_TEACHER if config.teacher else ()), *(OF_A_TRAINING if config.mode == "train" else ()))
     )
@@ -69,6 +90,8 @@ def require_measured(contract: Contract, config: RunConfig, source: str) -> None
 def _unbrought(metric: str, config: RunConfig, brought: frozenset[str]) -> str:
     """Why nothing brings a metric; empty where something does."""
     kind, _, name = metric.partition(".")
+    if config.mode == "prepare" and kind in ("step", "eval", "efficiency"):
+        return "a preparation makes no steps"
     if kind == "projection":
         return "" if config.mode == "smoke" else "only a smoke brings it"
     if metric in EVALUATED_WITH_TEACHER:
@@ -77,6 +100,12 @@ def _unbrought(metric: str, config: RunConfig, brought: frozenset[str]) -> str:
         return ""
     if name in OF_A_TRAINING:
         return "only a training brings it"
+    if name in OF_TOPK:
+        return "only a preparation with teacher.source topk brings it"
+    if name in OF_A_PREPARATION:
+        return "only a preparation brings it"
+    if config.mode == "prepare" and name in (*ALWAYS, *WITH_TEACHER):
+        return "a preparation does not bring it"
     return "only a run with a teacher brings it" if name in WITH_TEACHER else "nothing brings it"
 
 

@@ -148,6 +148,12 @@ def align_vocabulary(
     return check_vocabulary(teacher.vocab, student.vocab, teacher_tokenizer, student_tokenizer)
 
 
+def layer_lists(model: nn.Module, total: int) -> list[str]:
+    """Names of the module lists of so many layers, without those that stand inside of another."""
+    found = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == total]
+    return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+
+
 @torch.no_grad()
 def weights_distance(teacher: CausalLM, student: CausalLM) -> float:
     """Relative L2 distance of all weights, |student - teacher| / |teacher|.
@@ -289,8 +295,7 @@ def _keep_layers(source: PreTrainedModel, layers: Sequence[int], files: ModelFil
 def _layer_stack(model: PreTrainedModel, where: str) -> tuple[str, int]:
     """Name of the one module list that holds the layers, and their number."""
     total = int(model.config.get_text_config().num_hidden_layers)
-    found = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == total]
-    outer = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    outer = layer_lists(model, total)
     if len(outer) != 1:
         raise ModelError(
             f"{where}: {type(model).__name__} keeps its {total} layers in {len(outer)} lists",

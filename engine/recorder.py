@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from engine.errors import ExitCode
 from engine.falsifiers import FAIL, PENDING, Contract, Judge
 from engine.human import human_lines
-from engine.stream import End, Event, Heartbeat, Log, Phase, Run, Step, Verdict, Vitals, decode_line
+from engine.stream import VERSION, End, Event, Heartbeat, Log, Phase, Run, Step, Verdict, Vitals, decode_line
 from engine.stream_writer import StreamWriter
 from engine.vitals import Machine, proc_bytes
 
@@ -29,22 +30,65 @@ _LOCK_SECONDS = 2.0
 DeviceMemory = Callable[[], tuple[int, int] | None]
 
 
+class Writer(Protocol):
+    """Where events go; `engine.stream_writer.StreamWriter` is one."""
+
+    failed_writes: int
+
+    @property
+    def pending(self) -> int:
+        """Events that wait to be written."""
+
+    def emit(self, event: Event) -> Event:
+        """Takes an event and returns it as stamped."""
+
+    def sync(self) -> None:
+        """Returns when everything is safe."""
+
+    def close(self) -> None:
+        """Takes no more."""
+
+
+class Unwritten:
+    """Stamps events and keeps none: of several processes that train one run, rank 0 alone writes its stream."""
+
+    failed_writes = 0
+    pending = 0
+
+    def __init__(self, run: str) -> None:
+        self._run, self._seq = run, -1
+
+    def emit(self, event: Event) -> Event:
+        """The event with version, run, seq and time."""
+        self._seq += 1
+        return msgspec.structs.replace(event, v=VERSION, run=self._run, seq=self._seq, t=time.time())
+
+    def sync(self) -> None:
+        """Nothing is kept, so nothing is waited for."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 class Recorder:
     """Writes events, judges them and prints them, all under one lock, so that stream and verdicts never disagree.
 
     Args:
-        path: `events.jsonl`.
+        path: `events.jsonl`; with a writer of its own a file that is not there, and so no past.
         run: uuid of the run.
         contract: what is judged as the run goes.
+        writer: takes the events; None for the file.
     """
 
-    def __init__(self, path: Path, run: str, contract: Contract) -> None:
+    def __init__(self, path: Path, run: str, contract: Contract, writer: Writer | None = None) -> None:
         self._lock = threading.RLock()
-        self._writer = StreamWriter(path, run)
+        self._writer = StreamWriter(path, run) if writer is None else writer
         self._judge = Judge(contract)
         self._run: Run | None = None
         self.run_id = run
         self.attempt = 1
+        self.first_run: Run | None = None
+        """Of the attempt that made the run's first step; None while there is none."""
         self._highest_step = 0
         self._unstated: list[Verdict] = []
         self._ended = threading.Event()
@@ -59,6 +103,16 @@ class Recorder:
         self._phase_started = time.monotonic()
         self.fatal: Verdict | None = None
         self._replay(path)
+
+    @property
+    def parts(self) -> int | None:
+        """Parts of a device's share of a batch in this attempt; None before its `run` event."""
+        return None if self._run is None else self._run.accumulation
+
+    @property
+    def highest_step(self) -> int:
+        """The last step that any attempt made, as far as the stream tells."""
+        return max(self.step, self._highest_step)
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -104,6 +158,7 @@ class Recorder:
             return
         stated: dict[str, str] = {}
         runs = 0
+        latest: Run | None = None
         with path.open("rb") as file:
             for line in file:
                 event = decode_line(line)
@@ -111,8 +166,9 @@ class Recorder:
                     continue
                 self._judge.observe(event)
                 if isinstance(event, Run):
-                    runs += 1
+                    runs, latest = runs + 1, event
                 elif isinstance(event, Step):
+                    self.first_run = self.first_run or latest
                     self._highest_step = max(self._highest_step, event.step)
                 elif isinstance(event, Verdict):
                     stated[event.id] = event.verdict

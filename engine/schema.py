@@ -234,6 +234,8 @@ def _words(kind: ms.Type) -> list[str]:
         return ["a path", "a mapping"] if hasattr(bare.cls, SHORTHAND) else ["a mapping"]
     if isinstance(bare, ms.LiteralType):
         return [str(value) for value in bare.values]
+    if isinstance(bare, ms.BoolType):
+        return ["true", "false"]
     if isinstance(bare, _NUMBER_KINDS):
         return [("an integer" if isinstance(bare, ms.IntType) else "a number") + _bounds(bare)]
     return ["a list" if isinstance(bare, ms.ListType) else "null" if isinstance(bare, ms.NoneType) else "text"]
@@ -288,6 +290,8 @@ def _fits(value: object, kind: ms.Type) -> bool:
         return isinstance(value, str) and _written(value, kind)
     if isinstance(kind, ms.LiteralType):
         return isinstance(value, str) and value in kind.values
+    if isinstance(kind, ms.BoolType):
+        return isinstance(value, bool)
     if isinstance(kind, ms.IntType):
         return isinstance(value, int) and not isinstance(value, bool) and _within(value, kind)
     if isinstance(kind, ms.FloatType):
@@ -338,5 +342,5 @@ def _hint(value: object, kind: ms.Type) -> str:
 
 def _did_you_mean(value: str, words: Sequence[str]) -> str:
     scores = {word: SequenceMatcher(None, value[:64].lower(), word).ratio() for word in words}
-    best = max(scores, key=lambda word: scores[word])
-    return f"; did you mean {best}?" if scores[best] >= CLOSE else ""
+    best = max(scores, key=lambda word: scores[word], default=None)
+    return f"; did you mean {best}?" if best is not None and scores[best] >= CLOSE else ""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.checkpoint import FILES, MODEL, OPTIMIZER, CheckpointError, RandomState, State, TensorRow, verify
 from engine.checkpoint_writer import Image
+from engine.parallel import put, whole
 from engine.sniff import say
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -41,6 +42,9 @@ class Snapshot:
     The buffer is allocated and touched here, before the first step: a run that has no room for it fails at its start
     and not at its first checkpoint. On CUDA it is pinned, so that a copy runs at the bus's speed.
 
+    Where the model is divided among processes, only rank 0 has a snapshot, and the others call `gather` whenever it
+    is filled: the files are those of the whole model, whatever number of processes made them.
+
     Args:
         model: trained; parameters that it uses twice (a tied head) are copied once, under their first name.
         optimizer: AdamW over parameters of the model.
@@ -53,7 +57,7 @@ class Snapshot:
         self._model, self._optimizer = model, optimizer
         self._trained = _trained(model, optimizer)
         self._devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-        layouts = {file: _Layout(dict(tensors)) for file, tensors in self._tensors().items()}
+        layouts = {file: _Layout(dict(tensors)) for file, tensors in _tensors(model, self._trained, optimizer).items()}
         starts, size = {}, 0
         for file in FILES:
             starts[file], size = size, -(-(size + layouts[file].nbytes) // _ALIGNMENT) * _ALIGNMENT
@@ -79,14 +83,14 @@ class Snapshot:
         Raises:
             ValueError: a tensor has another shape or dtype than at the start, or the optimizer's state is not AdamW's.
         """
-        for file, tensors in self._tensors().items():
+        for file, tensors in _tensors(self._model, self._trained, self._optimizer).items():
             views = dict(self._views[file])
             for name, tensor in tensors:
                 view = views.pop(name, None)
                 # copy_ would broadcast and cast without a word.
                 if view is None or view.shape != tensor.shape or view.dtype != tensor.dtype:
                     raise ValueError(f"{name}: {tensor.dtype} of shape {list(tensor.shape)} was not there at the start")
-                view.copy_(tensor, non_blocking=tensor.device.type == "cuda")
+                view.copy_(whole(tensor), non_blocking=tensor.device.type == "cuda")
             if views:
                 raise ValueError(f"{next(iter(views))}: was there at the start and is missing")
         for device in self._devices:
@@ -97,21 +101,35 @@ class Snapshot:
         self.fill()
         return self.files[MODEL].sha256()
 
-    def _tensors(self) -> dict[str, Iterator[tuple[str, Tensor]]]:
-        return {MODEL: iter(self._model.named_parameters()), OPTIMIZER: self._training_tensors()}
 
-    def _training_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Buffers, and of every trained parameter its moments and step counter: zero before its first step."""
-        for name, buffer in self._model.named_buffers():
-            yield f"buffer/{name}", buffer
-        for name, parameter in self._trained.items():
-            state = self._optimizer.state.get(parameter) or {}
-            if state and set(state) != {_STEP, *_MOMENTS}:
-                raise ValueError(f"{name}: optimizer state {sorted(state)} is not AdamW's")
-            for moment in _MOMENTS:
-                # One zero seen as many: nothing is allocated for what is not there yet.
-                yield f"{moment}/{name}", state[moment] if state else parameter.new_zeros(()).expand_as(parameter)
-            yield f"{_STEP}/{name}", state[_STEP] if state else torch.zeros(())
+def gather(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """What the other processes do while rank 0 fills its snapshot of a divided model: one tensor is whole at a time."""
+    for tensors in _tensors(model, _trained(model, optimizer), optimizer).values():
+        for _, tensor in tensors:
+            whole(tensor)
+
+
+def _tensors(
+    model: torch.nn.Module, trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, Iterator[tuple[str, Tensor]]]:
+    return {MODEL: iter(model.named_parameters()), OPTIMIZER: _training_tensors(model, trained, optimizer)}
+
+
+def _training_tensors(
+    model: torch.nn.Module, trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, Tensor]]:
+    """Buffers, and of every trained parameter its moments and step counter: zero before its first step."""
+    for name, buffer in model.named_buffers():
+        yield f"buffer/{name}", buffer
+    for name, parameter in trained.items():
+        state = optimizer.state.get(parameter) or {}
+        if state and set(state) != {_STEP, *_MOMENTS}:
+            raise ValueError(f"{name}: optimizer state {sorted(state)} is not AdamW's")
+        for moment in _MOMENTS:
+            # One zero seen as many: nothing is allocated for what is not there yet.
+            zero = torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
+            yield f"{moment}/{name}", state[moment] if state else zero
+        yield f"{_STEP}/{name}", state[_STEP] if state else torch.zeros(())
 
 
 class _Layout:
@@ -176,7 +194,7 @@ def load(
     with torch.no_grad():
         with safe_open(path / MODEL, framework="pt", device="cpu") as file:
             for name, parameter in parameters.items():
-                parameter.copy_(file.get_tensor(name))
+                put(parameter, file.get_tensor(name))
         with safe_open(path / OPTIMIZER, framework="pt", device="cpu") as file:
             for name, buffer in buffers.items():
                 buffer.copy_(file.get_tensor(name))
@@ -187,7 +205,7 @@ def load(
                     slots = {_STEP: counter.to(parameter.device) if parameter in fused else counter}
                     for moment in _MOMENTS:
                         slots[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-                        slots[moment].copy_(file.get_tensor(f"{moment}/{name}"))
+                        put(slots[moment], file.get_tensor(f"{moment}/{name}"))
                     optimizer.state[parameter] = slots
     if optimizer is not None:
         restore_random_state(manifest.state.random, next(model.parameters()).device)

@@ -61,6 +61,9 @@ class Run(Event, frozen=True, kw_only=True):
     temperature: float
     alpha: float
     tokens_per_step: Integer
+    accumulation: Integer = 1
+    """Parts in which a device takes its share of a step's batch."""
+    teacher_source: str = "online"
 
     @property
     def steps_asked(self) -> int:
@@ -134,6 +137,36 @@ class Step(Event, frozen=True, kw_only=True):
     seconds: float
     again: bool = False
     """An earlier attempt made this step already and could not keep it; a reader shows the later one."""
+
+
+class Efficiency(Event, frozen=True, kw_only=True):
+    """How fast the last steps were, where their time went, and what part of the device's arithmetic they used.
+
+    `split` holds seconds a step by name (data, teacher, student, loss, backward, optimizer, other); they add up to the
+    mean step. `mfu` is tokens_per_second x flops_per_token / peak_flops, over all devices; None where no peak is known.
+    """
+
+    step: Integer
+    steps: Integer
+    """Steps that the figures are means of, this one being the last."""
+    tokens_per_second: float
+    mfu: float | None = None
+    flops_per_token: float
+    peak_flops: float | None = None
+    peak_source: str = ""
+    formula: str = ""
+    split: dict[str, float] = {}
+
+
+class Progress(Event, frozen=True, kw_only=True):
+    """How far long work that makes no steps has come, such as storing a teacher."""
+
+    done: Integer
+    total: Integer
+    unit: str
+    seconds: float
+    """Since that work began, in this attempt."""
+    seconds_left: float | None = None
 
 
 class Eval(Event, frozen=True, kw_only=True):
@@ -222,7 +255,7 @@ class End(Event, frozen=True, kw_only=True):
 
 
 EVENT_TYPES: tuple[type[Event], ...] = (
-    Run, Inputs, Phase, Heartbeat, Vitals, Measure, Step, Eval,
+    Run, Inputs, Phase, Heartbeat, Vitals, Measure, Step, Efficiency, Progress, Eval,
     Checkpoint, CheckpointFailed, Projection, Verdict, Log, End,
 )  # fmt: skip
 _BY_TAG: dict[str, type[Event]] = {str(cls.__struct_config__.tag): cls for cls in EVENT_TYPES}
@@ -231,7 +264,7 @@ _FLOAT_FIELDS: dict[str, frozenset[str]] = {
     for tag, cls in _BY_TAG.items()
 }
 EVENT_DECODER = msgspec.json.Decoder(
-    Run | Inputs | Phase | Heartbeat | Vitals | Measure | Step | Eval
+    Run | Inputs | Phase | Heartbeat | Vitals | Measure | Step | Efficiency | Progress | Eval
     | Checkpoint | CheckpointFailed | Projection | Verdict | Log | End
 )  # fmt: skip
 _encoder = msgspec.json.Encoder()

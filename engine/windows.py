@@ -9,6 +9,8 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
+from engine.checkpoint import OrderState
+
 Tokens = npt.NDArray[np.generic]
 Batch = npt.NDArray[np.int64]
 
@@ -47,11 +49,25 @@ class Order:
     def __init__(self, windows: Windows, seed: int, epoch: int = 0, position: int = 0) -> None:
         if not len(windows):
             raise ValueError("no windows to put in order")
-        self._windows, self.seed, self.epoch, self.position = windows, seed, epoch, position
+        self.windows, self.seed, self.epoch, self.position = windows, seed, epoch, position
         self._permutation = self._permute()
+
+    @classmethod
+    def at(cls, windows: Windows, state: OrderState) -> Order:
+        """The order that goes on from a state."""
+        return cls(windows, state.seed, state.epoch, state.position)
+
+    @property
+    def state(self) -> OrderState:
+        """Where it stands: what a checkpoint keeps of it."""
+        return OrderState(seed=self.seed, epoch=self.epoch, position=self.position)
 
     def next(self, count: int) -> Batch:
         """The next `count` windows, shape [count, sequence + 1]; each epoch visits every window once."""
+        return self.windows.stack(self.take(count))
+
+    def take(self, count: int) -> tuple[int, ...]:
+        """The indices of the next `count` windows."""
         chosen: list[int] = []
         while len(chosen) < count:
             if self.position >= len(self._permutation):
@@ -60,11 +76,11 @@ class Order:
             take = self._permutation[self.position : self.position + count - len(chosen)]
             chosen.extend(int(i) for i in take)
             self.position += len(take)
-        return self._windows.stack(chosen)
+        return tuple(chosen)
 
     def _permute(self) -> npt.NDArray[np.int64]:
         generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, self.epoch])))
-        return generator.permutation(len(self._windows))
+        return generator.permutation(len(self.windows))
 
 
 def degenerate(batch: Batch, ignored: npt.NDArray[np.bool_] | None = None) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 from console.chart.grown import Column
 from console.chart.lane import Axis, Lane
 from console.run_state import RunState
+from console.stored import prepares
 from engine.stream import Eval
 
 Page = Literal["loss", "agreement"]
@@ -183,6 +184,7 @@ def one_run(lanes: RunLanes, page: Page, *, live: bool, now: float) -> Plot:
     total = "total" if "ce" in lanes.steps.tracks else "loss"
     curves.append(Curve(total, "━", lanes.steps, "loss", "main", slot("total"), band, origin))
     nothing = "no step yet" if source.timed or going else "no step is told of"
+    nothing = "it stores a teacher and makes no steps" if prepares(state) else nothing
     if source.timed or state.end is not None:
         nothing += f" · {waiting}"
     return Plot(page, tuple(curves), nothing, state.target_steps, going, now_shown, source.unit, source.timed)

@@ -11,6 +11,7 @@ from typing import Final
 from console.conclusion import conclude
 from console.findings.finding import MOST, NOTE, SEVERE, WARNING, Case, Finding, steps_word
 from console.report import duration
+from console.stored import work_done
 from dispatch.evidence import Kind
 from dispatch.manifest import EVENTS, EXIT, MANIFEST, SUMS
 from dispatch.supervisor import open_regular
@@ -62,7 +63,11 @@ def ended_badly(case: Case) -> Iterator[Finding]:
         yield Finding("timeout", SEVERE, f"its time was over: {end.reason}", step, at, case.source)
     elif end.status == "STOPPED":
         asked = f" of {steps_word(state.target_steps)}" if state.target_steps else ""
-        text = f"it was stopped after {end.steps:,}{asked}: {end.reason}"
+        after = f"after {end.steps:,}{asked}"
+        if state.run is not None and state.run.mode == "prepare":
+            made = work_done(state)
+            after = f"after {made.done:,} of {made.total:,} {made.unit}" if made else "before anything was stored"
+        text = f"it was stopped {after}: {end.reason}"
         yield Finding("stopped", NOTE, text, step, at, case.source)
     elif end.status != "COMPLETED" and not any(v.verdict == FAIL for v in state.judged):
         yield Finding("failed", SEVERE, f"{end.status}: {end.reason}", step, at, case.source)

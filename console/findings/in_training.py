@@ -259,7 +259,7 @@ def _asked(case: Case) -> tuple[int | None, str]:
         if asked is not None:
             return asked, MANIFEST
     if case.ours and case.state.run is not None:
-        return case.state.run.steps_asked, CONFIG if case.loaded.config else case.source
+        return case.state.target_steps, CONFIG if case.loaded.config else case.source
     return (case.state.target_steps or None), case.source
 
 

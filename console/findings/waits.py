@@ -165,10 +165,20 @@ def _in_phases(case: Case) -> Iterator[_Wait]:
         if phase.name == "train" and phase.budget_seconds is None:
             continue
         budget = phase_budget(phase.name, phase.budget_seconds)
+        reports = [each.t for each in case.state.pace.reports if phase.started <= each.t <= phase.started + spent]
+        if reports:  # it said how far it had come: only what passed between two of these words is a wait
+            yield from _between_reports(case, phase.name, [phase.started, *reports, phase.started + spent], budget)
+            continue
         if spent > budget and math.isfinite(spent):
             step = case.state.last_step.step if last and case.state.last_step else None
             forever = last and case.over and case.state.end is None
             yield _Wait(phase.started, spent, phase.name, step, budget, forever, (case.source,))
+
+
+def _between_reports(case: Case, phase: str, times: list[float], budget: float) -> Iterator[_Wait]:
+    start, seconds = max(((a, b - a) for a, b in pairwise(times)), key=lambda each: each[1])
+    if seconds > budget and math.isfinite(seconds):
+        yield _Wait(start, seconds, phase, None, sources=(case.source,))
 
 
 def _seen(case: Case) -> Iterator[_Wait]:

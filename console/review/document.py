@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from console import efficiency
 from console.findings.rules import Finding
 from console.loss_curve import points
 from console.review.past import Loss, Losses, Range, Review, heldout_losses, known, train_losses, waited_for_checkpoints
+from console.stored import prepares, store_of, stored_bytes, work_done
 from dispatch.evidence import Kind
 from engine.stream import Checkpoint, CheckpointFailed
 from engine.text import clean
@@ -56,6 +58,7 @@ def document(review: Review) -> dict[str, Any]:
         "train_seconds": review.train_seconds,
         "steps_per_second": review.steps_per_second,
         "tokens_per_second": known(review.summary("tokens_per_second")),
+        "efficiency": efficiency.document(state.pace.mean),
         "peak_memory_bytes": known(review.summary("peak_device_bytes") or review.summary("peak_rss_bytes")),
         "attempts": [asdict_struct(each) for each in review.attempts],
         "phases": [
@@ -69,6 +72,7 @@ def document(review: Review) -> dict[str, Any]:
         "heldout_curve": _heldout_curve(review),
         "checkpoints": [_checkpoint(each) for each in state.checkpoints],
         "checkpoint_wait_seconds": waited_for_checkpoints(state),
+        "stored": _stored(review),
         "projection": _projection(review),
         "smoke_promised": _range(review.smoke),
         "verdicts": [
@@ -192,6 +196,21 @@ def _projection(review: Review) -> dict[str, Any] | None:
     seconds = _range((projection.p10_seconds, projection.p50_seconds, projection.p90_seconds))
     step, fixed = known(projection.step_seconds), known(projection.fixed_seconds)
     return {"target_steps": projection.target_steps, **(seconds or {}), "step_seconds": step, "fixed_seconds": fixed}
+
+
+def _stored(review: Review) -> dict[str, Any] | None:
+    """Of a run that stores a teacher how much was stored and how true it is; null of any other."""
+    if not prepares(review.state):
+        return None
+    made, measures = work_done(review.state), review.state.measures.values()
+    return {
+        "done": made.done if made else None,
+        "total": made.total if made else None,
+        "unit": made.unit if made else None,
+        "bytes": stored_bytes(review.state),
+        "store": store_of(review.state) or None,
+        "measures": [{"name": each.name, "value": each.value, "detail": each.detail or None} for each in measures],
+    }
 
 
 def _range(seconds: Range | None) -> dict[str, Any] | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from console import efficiency
 from console.report import duration
 from console.review.past import Review, known
+from console.stored import MODE, prepares, store_of, stored_so_far, storing_speed
 from console.times import date
 from dispatch.evidence import Kind
 from dispatch.old_manifest import OldManifest
@@ -29,7 +31,9 @@ def facts(review: Review) -> list[tuple[str, str]]:
         ("run", _run(review)),
         ("campaign", _campaign(review)),
         ("asked", _asked(old) if old is not None else ""),
-        ("steps", _steps(review)),
+        ("steps", "" if prepares(review.state) else _steps(review)),
+        ("stored", (stored_so_far(review.state) or NOT_SAID) if prepares(review.state) else ""),
+        ("store", store_of(review.state)),
         ("where", _where(review) or NOT_SAID),
         ("when", _when(review) or NOT_SAID),
         ("made by", _made_by(review)),
@@ -40,6 +44,7 @@ def facts(review: Review) -> list[tuple[str, str]]:
         *_attempts(review),
         ("phases (s)", _phases(review)),
         ("speed", _speed(review)),
+        *efficiency.facts(review.state.pace.mean),
         *_projection(review),
     ]
     return [(name, text) for name, text in found if text]
@@ -50,11 +55,13 @@ def _run(review: Review) -> str:
     models = f"{about.student or 'a student that is not said'} on "
     no_teacher = review.loaded.kind is Kind.RUN and run is not None and run.teacher is None
     models += "no teacher" if no_teacher else about.teacher or "a teacher that is not said"
+    if run is not None and run.mode == MODE:
+        models = f"{about.teacher}, for {about.student}"
     told = [f"{about.mode or 'a run'} of {models}" if about.student or about.teacher or run else about.mode or NOT_SAID]
     if run is not None:
         told += [f"T {run.temperature:g}"] if known(run.temperature) is not None else []
-        told += [f"alpha {run.alpha:g}"] if known(run.alpha) is not None else []
-        told += [f"{run.tokens_per_step:,} tokens a step"] if run.tokens_per_step else []
+        told += [f"alpha {run.alpha:g}"] if known(run.alpha) is not None and run.mode != MODE else []
+        told += [f"{run.tokens_per_step:,} tokens a step"] if run.tokens_per_step and run.mode != MODE else []
     return ", ".join(told)
 
 
@@ -181,7 +188,7 @@ def _phases(review: Review) -> str:
 
 
 def _speed(review: Review) -> str:
-    told = []
+    told = [storing_speed(review.state)] if prepares(review.state) and storing_speed(review.state) else []
     if review.steps_per_second is not None:
         told.append(f"{review.steps_per_second:.2f} steps/s")
     tokens = known(review.summary("tokens_per_second"))

@@ -32,7 +32,8 @@ def document(report: Report) -> str:
         assert isinstance(line, Timeline)
         picture.place(timeline.picture(line, FONT), timeline.height_of(line))
     picture.verdicts(report)
-    picture.provenance(report)
+    picture.facts(report, "efficiency", "Efficiency")
+    picture.facts(report, "provenance", "Provenance")
     return picture.document(f"{report.mark.word} {report.name}")
 
 
@@ -143,11 +144,13 @@ class _Picture:
             self.text(_MARGIN, f"and {len(rest) - MOST_VERDICTS:,} more", size=13, tone="muted")
         self.y += 10
 
-    def provenance(self, report: Report) -> None:
-        """By what it can be known again, and who made it where."""
-        section = report.section("provenance")
-        facts = next((block for block in section.blocks if isinstance(block, Facts)), None) if section else None
-        self.rule("Provenance")
+    def facts(self, report: Report, key: str, title: str) -> None:
+        """The facts of a section, such as by what a run can be known again; nothing where there is no such section."""
+        section = report.section(key)
+        if section is None:
+            return
+        facts = next((block for block in section.blocks if isinstance(block, Facts)), None)
+        self.rule(title)
         for name, told in facts.rows if facts else ():
             if told.tone == "muted" and told.text == "not said":
                 continue

@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from console.differences import differences, steps_made
+from console.efficiency import utilisation
 from console.findings.rules import SEVERE, Finding, find
 from console.outlook import CHANGED_NOTE, EXIT_MEANINGS, outlook
 from console.palette import ORDER, Mark, run_mark
 from console.run_index import view_of
 from console.run_reader import LoadedRun
 from console.run_report import proof, ran
+from console.run_report.fast import efficiency_section
 from console.run_report.model import NOT_SAID, Report, Said, Tone, known, said
 from console.run_report.proof import Proof
 from console.side_by_side import Cell
+from console.stored import prepares, stored_so_far, storing_speed
 from dispatch.evidence import Kind
 from dispatch.manifest import versions
 from engine.stream import Verdict
@@ -38,10 +41,12 @@ def report_of(loaded: LoadedRun) -> Report:
     made_by = versions(("kdconsole",))["kdconsole"] or "of unknown version"
     sections = (
         ran.what_ran(loaded, told),
+        ran.stored_section(loaded),
         ran.loss_section(loaded, name),
         ran.checkpoint_section(loaded),
         proof.verdict_section(loaded),
         proof.finding_section(findings),
+        efficiency_section(loaded),
         ran.projection_section(loaded, told),
         ran.asked_section(loaded),
         ran.phase_section(loaded),
@@ -81,6 +86,8 @@ def status_of(loaded: LoadedRun, found: Proof) -> tuple[Mark, str]:
 def _title(loaded: LoadedRun) -> str:
     about, run = loaded.about, loaded.state.run
     if loaded.state.source.timed and run is not None:
+        if prepares(loaded.state):
+            return clean(f"{run.mode}: {run.teacher} for {run.student}, on {about.host or run.host}", 200)
         teacher = f"taught by {run.teacher}" if run.teacher else "without a teacher"
         return clean(f"{run.mode}: {run.student} {teacher}, on {about.host or run.host}", 200)
     models = f"{about.student or 'student ' + NOT_SAID} taught by {about.teacher or 'a teacher that is ' + NOT_SAID}"
@@ -105,16 +112,21 @@ def _summary(loaded: LoadedRun, told: Mapping[str, Cell]) -> tuple[tuple[str, Sa
     rate = Said(f"{speed.text} tokens/s") if speed.value is not None else ran.of_cell(told.get("steps/s", Cell()))
     if speed.value is None and rate.text != NOT_SAID:
         rate = Said(f"{rate.text} steps/s")
-    rows = (
+    used = utilisation(state.pace.mean) if state.pace.mean is not None else None
+    rows: tuple[tuple[str, Said], ...] = (
         ("steps", said(wanted if made is not None else None)),
         ("train loss", from_to("train")),
         ("held-out loss", from_to("held-out")),
         ("top-1 agreement", from_to("top-1 agreement")),
         ("took", ran.of_cell(told.get("took", Cell()))),
         ("speed", rate),
+        ("MFU", said("" if used is None else f"{used:.1%}")),
         ("verdicts", said(counts, tone)),
     )
-    always = ("steps", "train loss", "took", "verdicts")
+    if prepares(state):
+        kept = tuple(row for row in rows if row[0] in ("took", "verdicts"))
+        rows = (("stored", said(stored_so_far(state))), ("speed", said(storing_speed(state))), *kept)
+    always = ("steps", "train loss", "stored", "took", "verdicts")
     return tuple(row for row in rows if row[0] in always or known([row]))
 
 

@@ -31,6 +31,7 @@ from console.run_report.model import (
 )
 from console.run_state import RunState
 from console.side_by_side import Cell
+from console.stored import fidelity, fidelity_table, measured, prepares, store_of, stored_so_far, storing_speed
 from console.widgets.layout import size
 from dispatch.manifest import iso_utc
 from engine.stream import Checkpoint, CheckpointFailed
@@ -63,6 +64,10 @@ def units(state: RunState, count: int | None) -> str:
     return "" if count is None else f"{count:,}" + ("" if state.source.unit == "step" else f" {state.source.unit}s")
 
 
+_OF_STEPS = ("loss", "learning rate", "steps asked", "steps made", "steps/s")
+"""Facts of a run that makes steps."""
+
+
 def what_ran(loaded: LoadedRun, told: Mapping[str, Cell]) -> Section:
     """What was trained, on what, from whom, and where."""
     state, about, run = loaded.state, loaded.about, loaded.state.run
@@ -71,9 +76,9 @@ def what_ran(loaded: LoadedRun, told: Mapping[str, Cell]) -> Section:
     old = loaded.evidence.old if loaded.evidence else None
     weights = [f"{name} {value}" for name, value in _weights(loaded).items()]
     device = f"{ours.device} {ours.device_name}, {ours.precision}" if ours else old.backend if old else ""
-    tokens = f"{ours.tokens_per_step:,}" if ours else ""
+    tokens = f"{ours.tokens_per_step:,}" if ours and not prepares(state) else ""
     batch = " × ".join(str(settings[key]) for key in ("train.batch", "train.sequence") if key in settings)
-    rows = (
+    rows: tuple[tuple[str, Said], ...] = (
         ("student", said(about.student, code=True)),
         ("teacher", said("none") if ours and ours.teacher is None else said(about.teacher, code=True)),
         ("data", said(settings.get("data.path"), code=True)),
@@ -96,6 +101,8 @@ def what_ran(loaded: LoadedRun, told: Mapping[str, Cell]) -> Section:
         ("ticket", said(about.ticket)),
         ("falsifier", said(about.falsifier)),
     )
+    if prepares(state):
+        rows = tuple(row for row in rows if row[0] not in _OF_STEPS)
     optional = {"ticket", "falsifier", "campaign phase", "memory peak", "tokens a step", "tokens/s"}
     return Section("ran", "What ran", (Facts(tuple(r for r in rows if r[0] not in optional or r in known([r]))),))
 
@@ -132,9 +139,26 @@ def _ended(loaded: LoadedRun) -> float | None:
 # Losses
 
 
+def stored_section(loaded: LoadedRun) -> Section | None:
+    """How much of a teacher was stored, and how true it is; of a run that stores one."""
+    if not prepares(loaded.state):
+        return None
+    rows = [tuple(map(said, (each.name, measured(each), each.detail))) for each in fidelity(loaded.state)]
+    speed, place = said(storing_speed(loaded.state)), said(store_of(loaded.state), code=True)
+    blocks: list[Block] = [Facts((("stored", said(stored_so_far(loaded.state))), ("speed", speed), ("store", place)))]
+    if rows:
+        blocks.append(Table(("fidelity", "", ""), tuple(rows), frozenset((1,))))
+    for head, *figures in [fidelity_table(loaded.state)] if fidelity_table(loaded.state) else []:
+        cells = tuple(tuple(map(said, row)) for row in figures)
+        blocks.append(Table(head, cells, frozenset(range(len(head)))))
+    return Section("stored", "The stored teacher", tuple(blocks))
+
+
 def loss_section(loaded: LoadedRun, name: str) -> Section | None:
-    """The curve, and the first, last and best of every loss."""
+    """The curve, and the first, last and best of every loss; of a run that makes steps."""
     state = loaded.state
+    if prepares(state):
+        return None
     rows = []
     with_teacher = state.run is None or state.run.teacher is not None
     for label, column in (("total", "loss"), ("ce", "ce"), ("kd", "kd")):

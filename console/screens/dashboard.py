@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 WIDE = (100, 28)
 """Columns and rows from which on all panes are shown at once."""
+TALL = 36
+"""Rows from which on the speed of steps has lines of its own."""
 TITLES = {
     "chart": "loss",
     "verdicts": "falsifiers",
@@ -142,6 +144,7 @@ class Dashboard(ChartActions, TimeActions):
         if moment is not None:
             view = replace(view, state=state.at(moment), now=moment, last_t=state.last_t, scrubbed=True)
         self.view = view
+        self.set_class(state.efficiency is not None and self.size.height >= TALL, "pace")
         self.query_one(HeadLine).show(view)
         for pane in self._panes():
             if pane.display:

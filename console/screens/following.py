@@ -147,7 +147,7 @@ class FollowingScreen(Dashboard):
     def look_up_smoke(self, steps: int) -> None:
         """Finds what a smoke of the same configuration promised."""
         manifest = self.run_dir.manifest
-        if manifest.mode == "smoke":
+        if manifest.mode != "train":
             return
         found = find_smoke(self.app.evidence, manifest.gate_fingerprint, manifest.where, steps)
         if found is not None:

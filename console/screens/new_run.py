@@ -41,8 +41,8 @@ TYPING_SECONDS = 0.25
 """How long a line rests before what it says is looked at."""
 CURSOR_SECONDS = 0.08
 MAX_NAME = 120
-RUNS = {"smoke": "smoke", "train": "training"}
-MODES = (("smoke", "a rehearsal, judged"), ("train", "the long run"))
+RUNS = {"smoke": "smoke", "train": "training", "prepare": "preparation"}
+MODES = (("smoke", "a rehearsal, judged"), ("train", "the long run"), ("prepare", "stores the teacher"))
 HERE = ("this machine", "")
 READONLY = "--readonly: nothing is started from here"
 
@@ -68,7 +68,7 @@ class Launcher(Protocol):
 
 
 class NewRunScreen(GuardedScreen[None]):
-    """Smoke or train: what is chosen on one side, what comes of it on the other.
+    """Smoke, train or prepare: what is chosen on one side, what comes of it on the other.
 
     Args:
         draft: what is chosen at first; the smoke of the built-in models.
@@ -323,7 +323,7 @@ class NewRunScreen(GuardedScreen[None]):
             short = prepared.room.shortages if prepared.room is not None else []
             lines = [
                 *prepared.shortages,
-                *([f"To make it fit: {advice(short)}."] if short else []),
+                *([f"To make it fit: {advice(short, job.config)}."] if short else []),
                 "It may be killed for memory, or fail when it saves. Its manifest says that it was forced.",
             ]
             question = f"Start this {run} although there is too little room?"
@@ -360,7 +360,7 @@ class NewRunScreen(GuardedScreen[None]):
     # The other actions
 
     def action_mode(self) -> None:
-        """Smoke or train."""
+        """Smoke, train or prepare."""
         self.query_one("#mode", OneOf).next()
 
     def action_host(self) -> None:

@@ -7,8 +7,9 @@ import re
 from array import array
 from dataclasses import dataclass, field
 
+from console.verify.speed import wrong
 from engine.falsifiers import FIRST_PHASE, Contract, Judge
-from engine.stream import Checkpoint, End, Eval, Event, Log, Measure, Phase, Projection, Run, Step, Verdict
+from engine.stream import Checkpoint, Efficiency, End, Eval, Event, Log, Measure, Phase, Projection, Run, Step, Verdict
 
 MAX_FAULTS = 10
 """Of one kind that are named; the others are counted."""
@@ -84,6 +85,8 @@ class Fold:
         self.evals: list[Eval] = []
         self.saved: dict[int, Saved] = {}
         self.projection: Projection | None = None
+        self.speeds = 0
+        """How often it told how fast it was."""
         self.stated: dict[str, Verdict] = {}
         self.fallen: dict[str, Verdict] = {}
         """Each falsifier's last change, as judged anew: the engine states a verdict as it falls."""
@@ -188,6 +191,10 @@ class Fold:
             self._checkpoint(event)
         elif isinstance(event, Projection):
             self.projection = event
+        elif isinstance(event, Efficiency):
+            self.speeds += 1
+            if text := wrong(event, attempt):
+                self._fault("speed", event, text)
         elif isinstance(event, End):
             attempt.end = event
 

@@ -35,6 +35,7 @@ _KINDS = {
     "time": ("time never goes back within an attempt", "forward"),
     "attempts": ("attempts follow each other", "1, 2, 3, …"),
     "steps": ("steps count without a gap", "1, 2, 3, …"),
+    "speed": ("speeds are those of the steps", "tokens/s, MFU, split"),
     "verdicts": ("verdicts fall where they are stated", "as they are judged"),
 }
 
@@ -196,10 +197,11 @@ def stream_claims(played: Replay, starts: int) -> Iterator[Claim]:
         "time": "forward",
         "attempts": f"{len(fold.attempts)}",
         "steps": _steps(fold),
+        "speed": f"{fold.speeds:,} told",
         "verdicts": f"{len(fold.stated)} stated",
     }
     for kind, (name, stated) in _KINDS.items():
-        if kind == "verdicts" and not fold.judged:
+        if (kind == "verdicts" and not fold.judged) or (kind == "speed" and not fold.speeds):
             continue
         if kind not in faults.counts:
             yield same(PART, name, stated, recomputed[kind])

@@ -14,6 +14,7 @@ from console.forecast import checkpoint_period, forecast
 from console.outlook import ages, last_checkpoint, outlook
 from console.palette import CHECKPOINTS, VERDICTS, Mark
 from console.report import duration
+from console.stored import prepares
 from console.times import age
 from console.view import View
 from console.widgets.layout import MUTED, cut, flowed, marked, short_step, size, wrapped
@@ -106,6 +107,8 @@ def _none_yet(view: View) -> str:
         return "No checkpoint is told of."
     if run is not None and run.mode == "smoke":
         return "A smoke keeps no checkpoints."
+    if prepares(view.state):
+        return "It makes no steps: what it stores is whole file by file, and stays."
     if outlook(view).ended:
         steps = view.state.last_step.step if view.state.last_step else 0
         return f"It ended without a checkpoint, after {steps:,} steps: there is none to resume from."

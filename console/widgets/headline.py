@@ -12,6 +12,7 @@ from textual.geometry import Size
 
 from console.concerns import Concern, concerns
 from console.forecast import Forecast, end_text, forecast
+from console.long_work import work
 from console.outlook import (
     EXIT_MEANINGS,
     SILENCE_SECONDS,
@@ -21,6 +22,7 @@ from console.outlook import (
     checkpoint_phrase,
     disagreements,
     fraction_done,
+    host_now,
     last_checkpoint,
     longest_wait,
     outlook,
@@ -134,8 +136,10 @@ def _position(view: View) -> list[Part]:
     again = f"attempt {run.attempt}" if run is not None and run.attempt > 1 else ""
     if odd:
         return [Part.of(1, again), Part.of(8, Content.styled(f"⚠ {odd}", "bold $warning"))]
-    step = ""
-    if made and run is not None:
+    step, whole = "", work(view, host_now(view))
+    if whole is not None:
+        step = f"{whole.done:,} / {whole.total:,} {whole.unit}" if whole.total > 0 else f"{whole.done:,} {whole.unit}"
+    elif made and run is not None:
         open_ended = (run.mode == "smoke" and run.max_steps is None) or not run.steps_asked
         step = f"{made:,} {unit}s" if open_ended else f"{made:,} / {run.steps_asked:,}"
         step = step if unit == "step" or open_ended else f"{unit} {step}"
@@ -243,7 +247,7 @@ def _exit(view: View, seen: Outlook) -> list[Part]:
 def _coming(view: View, seen: Outlook, coming: Forecast | None) -> list[Part]:
     if coming is None:
         run = view.state.run
-        before = run is not None and view.state.last_step is None and view.timed
+        before = run is not None and run.mode != "prepare" and view.state.last_step is None and view.timed
         return [Part.of(3, Content.styled("ETA after 10 steps", MUTED))] if before else []
     p10, p50, p90 = coming.seconds
     if_only = {"STALLED": " once it goes on", "UNREACHABLE": " if it goes on"}.get(seen.status, "")

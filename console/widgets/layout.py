@@ -15,6 +15,8 @@ ELLIPSIS = "…"
 MUTED = "$foreground-muted"
 """The style of what is less important. Not `$text-muted`: where a theme chooses that by contrast, it is not muted."""
 NOT_GIVEN = "n/a"
+_NAME = 12
+"""Cells for what the line of a fact is about."""
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _FULL, _REST = "█", "─"
 
@@ -74,6 +76,15 @@ def fit(left: Sequence[Part], right: Sequence[Part], width: int, gap: int = 3) -
     space = Content(" " * gap)
     begin, end = (space.join([shown[part] for part in side if part in shown]) for side in (left, right))
     return padded(Content.assemble(begin, " " * (width - begin.cell_length - end.cell_length), end), width)
+
+
+def fact(name: str, texts: Sequence[str], width: int) -> Content:
+    """A named value in bold, and what goes with it; what finds no room goes, from the middle."""
+    first, *more = texts
+    head = name.ljust(_NAME) if width >= 2 * _NAME else name
+    parts = [Part.of(7, Content.styled(head, MUTED)), Part.of(9, Content.styled(first, "bold"), least=4)]
+    parts += [Part.of(keep, text) for keep, text in enumerate(more, 3)]
+    return fit(parts, [], width, 1)
 
 
 def _cells(contents: Iterable[Content], gap: int) -> int:

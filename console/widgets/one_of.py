@@ -14,6 +14,7 @@ from textual.reactive import var
 from textual.widget import Widget
 
 _GAP = 3
+_NARROW = 2
 
 
 class OneOf(Widget, can_focus=True):
@@ -83,13 +84,20 @@ class OneOf(Widget, can_focus=True):
 
     def render(self) -> Content:
         """See Textual."""
-        words = Content(" " * _GAP).join(self._word(i) for i in range(len(self._options)))
-        if words.cell_length > self.size.width:
+        words = Content(" " * (self._gap or _GAP)).join(self._word(i) for i in range(len(self._options)))
+        if not self._gap:
             words = Content.assemble(
                 self._word(self.index), (f"  {self.index + 1} of {len(self._options)}", "$foreground-muted")
             )
         told = Content.styled(" " * _GAP + self._options[self.index][1], "$foreground-muted")
         return words + told if words.cell_length + told.cell_length <= self.size.width else words
+
+    @property
+    def _gap(self) -> int:
+        """Cells between two words: fewer where room is short; 0 where there is none for all words."""
+        words = sum(self._word(i).cell_length for i in range(len(self._options)))
+        gaps = (gap for gap in (_GAP, _NARROW) if words + gap * (len(self._options) - 1) <= self.size.width)
+        return next(gaps, 0)
 
     def _word(self, index: int) -> Content:
         chosen = index == self.index
@@ -108,9 +116,9 @@ class OneOf(Widget, can_focus=True):
 
     def on_click(self, event: Click) -> None:
         """Chooses what was clicked on; where only one stands there, the next."""
-        widths = [self._word(i).cell_length + _GAP for i in range(len(self._options))]
-        if sum(widths) - _GAP > self.size.width:
+        if not self._gap:
             self.next()
             return
+        widths = [self._word(i).cell_length + self._gap for i in range(len(self._options))]
         starts = [sum(widths[:i]) for i in range(len(widths))]
         self.index = max(i for i, start in enumerate(starts) if event.x >= start or i == 0)

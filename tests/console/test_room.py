@@ -18,6 +18,7 @@ from console.room import (
     Free,
     Gpu,
     advice,
+    document,
     find_gpu,
     free_disk,
     free_memory,
@@ -311,3 +312,51 @@ def test_free_figures_are_real_ones(tmp_path: Path) -> None:
     assert disk is not None
     assert disk > 0
     assert Free(None, host, disk).disk == disk
+
+
+def test_what_auto_comes_to_for_the_memory_that_is_free_is_told(
+    production: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    automatic = resolved(production, "train.accumulation=auto")
+    eight = resolved(production, "train.accumulation=8")
+    needed = look(eight, tmp_path).estimate.host_bytes
+    free = needed + needed // 8
+    monkeypatch.setattr(room_module, "free_host_bytes", lambda *, shared: free)
+    monkeypatch.setattr(room_module, "free_memory", lambda: free)
+    room = look(automatic, tmp_path)
+    assert room.estimate.settled == ("train.accumulation: auto: 8 parts of 2 windows",)
+    assert room.estimate.host_bytes == needed
+    assert room.shortages == []
+    assert "train.accumulation: auto: 8 parts of 2 windows" in shown(table(room))
+    assert document(room)["settled"] == ["train.accumulation: auto: 8 parts of 2 windows"]
+    assert look(eight, tmp_path).estimate.settled == ()
+
+
+def test_auto_is_refused_only_where_single_windows_do_not_fit(
+    production: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    automatic = resolved(production, "train.accumulation=auto")
+    single = look(resolved(production, "train.accumulation=16"), tmp_path).estimate.host_bytes
+    for free in (single, single - 1):  # the margin is for choosing, not for refusing
+        monkeypatch.setattr(room_module, "free_host_bytes", lambda *, shared, free=free: free)
+        monkeypatch.setattr(room_module, "free_memory", lambda free=free: free)
+        assert look(automatic, tmp_path).estimate.settled == ("train.accumulation: auto: 16 parts of 1 window",)
+        assert bool(look(automatic, tmp_path).shortages) == (free < single)
+    with pytest.raises(ConfigError, match=r"set train\.activation_checkpointing: true, or lower train\.sequence"):
+        require_room(automatic, tmp_path)
+
+
+def test_a_preparation_is_held_against_the_disk_that_it_is_stored_on(
+    production: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("x" * 3 * 512 * 20)
+    asked = list[Path]()
+    monkeypatch.setattr(room_module, "free_disk", lambda directory: asked.append(directory) or 1 << 50)
+    sets = ("mode=prepare", "teacher.source=hidden", f"teacher.cache={tmp_path / 'cache'}")
+    room = look(resolved(production, *sets), tmp_path)
+    assert asked == [tmp_path / "cache"]
+    [stored] = [row for row in room.estimate.disk if row.name == "stored teacher"]
+    assert stored.bytes == 20 * (512 * 1536 * 2 + 8)
+    look(resolved(production), tmp_path)
+    assert asked[1:] == [tmp_path]

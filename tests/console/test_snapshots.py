@@ -25,6 +25,7 @@ from console.screens.new_run import NewRunScreen
 from console.settings import Settings
 from tests.console.app_rig import MIDDLE, NARROW, NOW, SIZES, WIDE, frozen, in_app, listed
 from tests.console.desk_app import until
+from tests.console.pace_runs import fast_live_run, fast_run, prepare_run
 from tests.console.run_dirs import READY, good_train, live_run, nan_run
 from tests.console.snapshots import picture, same
 from tests.old_evidence import SCENES
@@ -65,7 +66,14 @@ async def at_rest(app: App[Any], pilot: Pilot[Any]) -> None:
 
 
 def run_of(kind: str, evidence: Path) -> Path:
-    return live_run(evidence, last_t=NOW - 1) if kind == "live" else READY[kind](evidence)
+    made = {
+        "live": lambda: live_run(evidence, last_t=NOW - 1),
+        "fast_live": lambda: fast_live_run(evidence, NOW - 1),
+        "fast": lambda: fast_run(evidence),
+        "no_peak": lambda: fast_live_run(evidence, NOW - 1, None),
+        "prepare": lambda: prepare_run(evidence, 64, NOW - 1),
+    }
+    return made[kind]() if kind in made else READY[kind](evidence)
 
 
 def hold_run(name: str, kind: str, size: tuple[int, int], *keys: str, styles: bool = False, **options: Any) -> None:
@@ -94,6 +102,18 @@ def test_run_in_colours(colours: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["spike", "nan", "failed_checkpoint", "failed_verdict", "stalled"])
 def test_run_of_every_kind(kind: str) -> None:
+    hold_run(f"run-{kind.replace('_', '-')}", kind, WIDE)
+
+
+@sizes
+@pytest.mark.parametrize("kind", ["fast_live", "prepare"])
+def test_run_that_tells_its_pace(kind: str, size: tuple[int, int]) -> None:
+    """Where one pane is shown it is the projection, which has the speed of steps, or of work without them."""
+    hold_run(f"run-{kind.replace('_', '-')}-{size[0]}x{size[1]}", kind, size, "4")
+
+
+@pytest.mark.parametrize("kind", ["fast", "no_peak"])
+def test_run_that_told_its_pace(kind: str) -> None:
     hold_run(f"run-{kind.replace('_', '-')}", kind, WIDE)
 
 

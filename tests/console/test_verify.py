@@ -376,6 +376,13 @@ CHANGED: dict[str, tuple[Callable[[list[dict[str, Any]]], None], str]] = {
     "a checkpoint's path": (lambda e: e[_last(e, "checkpoint")].update(path="model"), ": path"),
     "a step made again": (lambda e: first(e, "step").update(again=True), "step 1 was not made before"),
     "an evaluation's step": (lambda e: e[_last(e, "eval")].update(step=9), "at step 9, expected step 24"),
+    "the utilisation": (lambda e: first(e, "efficiency").update(mfu=0.9), "utilisation 0.9, expected"),
+    "a speed": (lambda e: first(e, "efficiency").update(tokens_per_second=1e9), "1000000000.0 tokens/s, expected"),
+    "the cost of a token": (lambda e: first(e, "efficiency").update(flops_per_token=1.0), "utilisation"),
+    "a part of a step": (lambda e: first(e, "efficiency")["split"].update(teacher=9.0), "the mean step"),
+    "a speed's step": (lambda e: first(e, "efficiency").update(step=9), "of step 9, expected the last one made"),
+    "a speed's steps": (lambda e: first(e, "efficiency").update(steps=90), "a mean of 90 steps, of"),
+    "a peak": (lambda e: first(e, "efficiency").update(peak_flops=None), "utilisation and peak belong together"),
     "a step's tokens": (lambda e: first(e, "step").update(tokens=1), "1 tokens, expected 64"),
 }
 

@@ -5,14 +5,25 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import msgspec
 import pytest
 
 from dispatch.facts import Facts, Named, parse_facts
-from dispatch.preflight import UNIFIED_RESERVE, Line, Material, Needs, Preflight, device_of, judge, not_looked_at
+from dispatch.preflight import (
+    Line,
+    Material,
+    Needs,
+    Preflight,
+    device_of,
+    judge,
+    not_looked_at,
+    reserved,
+)
 from dispatch.tool_client import HostToolError
 from dispatch.versions import satisfies, split_requirement
 from engine.errors import ExitCode
 from engine.estimate import Device, Estimate, Row
+from engine.micro_batch import UNIFIED_RESERVE
 
 GIB = 1 << 30
 REQUIREMENTS = ("torch<2.14,>=2.8", "transformers<6,>=5", "numpy<3,>=2")
@@ -153,6 +164,22 @@ def test_a_gb10_keeps_a_part_of_its_one_memory_free() -> None:
     held = [{"pid": 7, "uuid": "GPU-10", "memory": 30 * GIB, "uid": 1001, "user": "ann", "command": "python x"}]
     assert "30.0 GiB held on the GPU" in lines(GB10, processes=held)["memory"].found
     assert "kept free" not in lines(GB10, needs(estimated("cpu"), device="cpu"))["memory"].wanted
+
+
+def test_what_the_run_settles_on_there_is_told_and_what_would_make_it_smaller() -> None:
+    settled = ("train.accumulation: auto: 4 parts of 4 windows",)
+    wants = needs(msgspec.structs.replace(estimated(), settled=settled), relief="set train.accumulation: 8")
+    assert (
+        "60.0 GiB for the run (train.accumulation: auto: 4 parts of 4 windows), 15.0"
+        in lines(GB10, wants)["memory"].wanted
+    )
+    full = lines(GB10, wants, memory={"total": 120 * GIB, "available": GIB})["memory"]
+    assert full.do == "set train.accumulation: 8, or end what uses it"
+
+
+def test_a_run_leaves_a_part_of_shared_memory_and_all_of_its_own() -> None:
+    assert reserved(facts(GB10), "auto") == 120 * GIB // UNIFIED_RESERVE
+    assert reserved(facts(GB10), "cpu") == reserved(facts(RTX4090), "auto") == 0
 
 
 def test_an_rtx_4090_has_two_memories() -> None:

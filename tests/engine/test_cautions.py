@@ -39,3 +39,15 @@ def test_a_long_run_that_nothing_is_saved_of_is_told(sets: list[str], told: str)
 )
 def test_a_run_that_is_saved_or_short_is_not(sets: list[str]) -> None:
     assert cautions(load_config(template="gx10", sets=["train.steps=20000", *sets])) == []
+
+
+@pytest.mark.parametrize("mode", ["prepare", "smoke", "train"])
+def test_the_largest_logits_of_a_softened_teacher_are_told_to_be_few(mode: str) -> None:
+    sets = [f"mode={mode}", "teacher.source=topk", "teacher.top_k=64"]
+    [caution] = cautions(load_config(template="builtin", sets=[*sets, "distill.temperature=4"]))
+    assert caution.startswith(
+        "teacher.source: topk at distill.temperature 4: softened, the 64 largest logits hold less"
+    )
+    assert caution.endswith("teacher.source: hidden is exact at any temperature")
+    assert cautions(load_config(template="builtin", sets=[*sets, "distill.temperature=1"])) == []
+    assert cautions(load_config(template="builtin", sets=[*sets[:1], "teacher.source=hidden"])) == []

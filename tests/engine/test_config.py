@@ -77,7 +77,12 @@ def test_defaults_are_the_production_values_and_no_smoke_value_leaks_into_them()
     assert production.distill == distill
     assert production.checkpoint == Checkpoint()
     assert production.smoke == Smoke()
-    own = {"precision": "bf16", "device": "cuda", "evaluate_every": production.train.evaluate_every}
+    own = {
+        "precision": "bf16",
+        "device": "cuda",
+        "evaluate_every": production.train.evaluate_every,
+        "accumulation": "auto",
+    }
     assert production.train == msgspec.structs.replace(train, **own)
 
 
@@ -244,7 +249,7 @@ def test_a_key_with_an_escape_sequence_cannot_reach_the_terminal() -> None:
         ("smoke:", "smoke: null: expected a mapping; leave it out, or give it keys"),
         ("contract: 5", "contract: 5: expected a path or a mapping"),
         ("contract: ''", 'contract: "": expected a YAML file or builtin'),
-        ("mode: 3", "mode: 3: expected smoke or train"),
+        ("mode: 3", "mode: 3: expected prepare, smoke or train"),
     ],
 )
 def test_a_wrong_value_is_shown_with_what_was_expected(text: str, message: str) -> None:

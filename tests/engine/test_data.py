@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from engine import data as data_module
 from engine.config import Data
-from engine.data import BUILTIN, MIN_FILES_TO_HOLD_OUT, Corpus, load_corpus, load_tokenizer, split_documents
+from engine.data import MIN_FILES_TO_HOLD_OUT, Corpus, load_corpus, load_tokenizer, split_documents
+from engine.data_files import BUILTIN, find_files, stdlib_sources
 from engine.errors import DataError
 from engine.windows import Order, Windows, degenerate
 from tests.engine.model_fixtures import save_tokenizer
@@ -278,7 +279,7 @@ class TestText:
         assert made.train_tokens + made.heldout_tokens == 101
 
     def test_the_standard_library_comes_without_its_tests(self) -> None:
-        names = [name for name, _ in data_module._stdlib_sources()]
+        names = [name for name, _ in stdlib_sources()]
         assert "json/decoder.py" in names
         assert len(names) > 300
         assert not [name for name in names if {"test", "tests", "idle_test", "site-packages"} & set(name.split("/"))]
@@ -444,4 +445,4 @@ def test_the_split_by_files_leaves_none_out_and_is_the_same_by_name() -> None:
     data = Data(path=BUILTIN)
     training, held = split_documents(data)
     assert 0 < len(held) < 0.1 * len(training)
-    assert sorted(training + held) == sorted(path for _, path in data_module._find(data.paths, data.glob))
+    assert sorted(training + held) == sorted(path for _, path in find_files(data.paths, data.glob))

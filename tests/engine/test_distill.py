@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from engine.config import Student, Teacher
 from engine.distill import Pair
-from engine.kd_loss import fused_kd_loss
+from engine.kd_loss import KdLoss, fused_kd_loss
 from engine.models import CausalLM, load_student, load_teacher
+from engine.step_clock import StepClock
 from tests.engine.model_fixtures import save_gpt2, save_qwen2
 
 CPU = torch.device("cpu")
@@ -73,6 +74,11 @@ def windows(count: int = 4, sequence: int = 8) -> Tensor:
     return torch.randint(VOCABULARY, (count, sequence + 1), generator=torch.Generator().manual_seed(0))
 
 
+def loss_of(made: Pair, batch: Tensor, normalizer: int, **more: Any) -> KdLoss:
+    """The loss of windows of sequence + 1 tokens."""
+    return made.loss(batch[:, :-1], batch[:, 1:].reshape(-1), normalizer, **more)
+
+
 def gradients(made: Pair, *micro_batches: Tensor) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of one step over these micro-batches."""
     model = made.student.model
@@ -80,7 +86,7 @@ def gradients(made: Pair, *micro_batches: Tensor) -> tuple[float, dict[str, Tens
     total = 0.0
     tokens = sum(micro.shape[0] * (micro.shape[1] - 1) for micro in micro_batches)
     for micro in micro_batches:
-        loss = made.loss(micro, tokens)
+        loss = loss_of(made, micro, tokens)
         loss.total.backward()  # type: ignore[no-untyped-call]
         total += loss.total.item()
     return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -103,7 +109,7 @@ def test_fused_and_plain_paths_give_the_same_loss_and_gradients(models: Models, 
     plain_loss, plain_gradient = gradients(plain, windows())
     assert loss == pytest.approx(plain_loss, rel=1e-5)
     assert_same(gradient, plain_gradient, 1e-5)
-    for part, other in zip(fused.loss(windows(), 32)[1:3], plain.loss(windows(), 32)[1:3], strict=True):
+    for part, other in zip(loss_of(fused, windows(), 32)[1:3], loss_of(plain, windows(), 32)[1:3], strict=True):
         assert float(part) == pytest.approx(float(other), rel=1e-5)
 
 
@@ -135,7 +141,7 @@ def test_no_gradient_reaches_the_teacher(models: Models) -> None:
 def test_the_kd_part_is_zero_for_a_student_that_is_its_teacher(tmp_path: Path) -> None:
     path = str(save_qwen2(tmp_path / "model", vocab=VOCABULARY))
     made = pair(load_student(Student(path=path), CPU, 0), load_teacher(Teacher(path=path), CPU, torch.float32))
-    loss = made.loss(windows(), 32)
+    loss = loss_of(made, windows(), 32)
     assert float(loss.kd) == pytest.approx(0, abs=1e-5)
     held = made.evaluate(windows(), 2, lambda: None)
     assert held.agreement == 1.0
@@ -153,7 +159,7 @@ def test_under_mixed_precision_the_head_products_run_in_the_short_type(
 
     monkeypatch.setattr("engine.distill.fused_kd_loss", watched)
     windows = torch.randint(VOCABULARY, (2, 9))
-    pair(models.student, models.teacher, autocast=torch.bfloat16).loss(windows, 16)
+    loss_of(pair(models.student, models.teacher, autocast=torch.bfloat16), windows, 16)
     assert seen == [torch.bfloat16, torch.bfloat16]
 
 
@@ -229,7 +235,7 @@ def test_an_evaluation_leaves_mode_and_gradients_as_they_were_even_when_it_is_st
 def test_dropout_acts_in_training_and_not_in_an_evaluation(tmp_path: Path) -> None:
     path = str(save_gpt2(tmp_path / "gpt2", vocab=VOCABULARY, resid_pdrop=0.5))
     made = pair(load_student(Student(path=path), CPU, 0), None)
-    assert made.loss(windows(), 32).ce != made.loss(windows(), 32).ce
+    assert loss_of(made, windows(), 32).ce != loss_of(made, windows(), 32).ce
     assert made.evaluate(windows(), 2, lambda: None) == made.evaluate(windows(), 2, lambda: None)
 
 
@@ -237,3 +243,19 @@ def test_the_poll_is_asked_before_every_batch(models: Models) -> None:
     asked: list[int] = []
     pair(models.student, None).evaluate(windows(5), 2, lambda: asked.append(1))
     assert len(asked) == 3
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_clock_is_told_where_a_loss_spends_its_time(models: Models, plain: bool) -> None:
+    clock = StepClock(CPU)
+    made = pair(headless(models.student) if plain else models.student, models.teacher)
+    loss_of(made, windows(), 32, clock=clock)
+    clock.end_step()
+    steps, seconds = clock.take()
+    assert steps == 1
+    assert {name for name, spent in seconds.items() if spent > 0} == {"teacher", "student", "loss"}
+
+
+def test_a_stored_part_without_a_stored_teacher_is_refused(models: Models) -> None:
+    with pytest.raises(ValueError, match="expected with a stored teacher, and only then"):
+        loss_of(pair(models.student, models.teacher), windows(), 32, stored={"hidden": torch.zeros(4, 8, 48)})

@@ -16,6 +16,7 @@ from engine.estimate import Estimate, Row, estimate
 from engine.falsifiers import builtin_contract
 from engine.formats import inspect_model_dir
 from engine.shapes import shape_of
+from engine.store_format import sizes
 
 __all__ = ["model_zoo"]
 
@@ -184,36 +185,99 @@ def test_disk_grows_with_the_checkpoints_that_are_kept(model_zoo: ModelZoo) -> N
     assert none["checkpoints"].bytes < short["checkpoints"].bytes < two["checkpoints"].bytes < five["checkpoints"].bytes
 
 
-def test_the_estimate_is_what_a_real_training_takes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_with_activation_checkpointing_a_layers_input_stays_and_one_layer_at_a_time(
+    model_zoo: ModelZoo, precision: str
+) -> None:
+    shape = shape_of(inspect_model_dir(model_zoo.qwen2, "student"))
+    sets = ("train.batch=2", "train.sequence=128", f"train.precision={precision}")
+    whole = rows(estimated(model_zoo.qwen2, *sets))["student activations"].bytes
+    kept = rows(estimated(model_zoo.qwen2, *sets, "train.activation_checkpointing=true"))["student activations"].bytes
+    ends = 12 * shape.hidden * 256
+    assert kept - ends == (whole - ends) // shape.layers + shape.layers * 4 * shape.hidden * 256
+
+
+def test_of_a_stored_teacher_the_head_alone_is_there(model_zoo: ModelZoo) -> None:
+    shape = shape_of(inspect_model_dir(model_zoo.qwen2, "teacher"))
+    online = rows(estimated(model_zoo.qwen2))
+    for source, token in (("hidden", 2 * shape.hidden), ("topk", 6 * 8 + 4)):
+        stored = rows(estimated(model_zoo.qwen2, f"teacher.source={source}", "teacher.top_k=8", "train.prefetch=3"))
+        assert "teacher weights" not in stored
+        assert "teacher activations" not in stored
+        assert stored["teacher's head"].bytes == 4 * shape.embedding < online["teacher weights"].bytes
+        assert stored["batches made ready"].bytes == 4 * 16 * (8 * 513 + 512 * token)
+        assert 16 * 512 * token <= stored["stored teacher at work"].bytes <= 16 * 512 * (token + 4 * shape.hidden)
+
+
+def test_prefetched_batches_are_counted_by_their_depth(model_zoo: ModelZoo) -> None:
+    none, four = (rows(estimated(model_zoo.qwen2, f"train.prefetch={ahead}")) for ahead in (0, 4))
+    assert none["batches made ready"].bytes * 5 == four["batches made ready"].bytes == 5 * 16 * 513 * 8
+
+
+def test_what_a_preparation_stores_is_what_the_store_itself_counts(model_zoo: ModelZoo) -> None:
+    files = inspect_model_dir(model_zoo.qwen2, "teacher")
+    shape = shape_of(files)
+    sets = ("teacher.source=hidden", "train.steps=10", "train.warmup_steps=1", "train.batch=4")
+    sets = (*sets, "train.sequence=32", "data.heldout_windows=3")
+    config = configured(model_zoo.qwen2, model_zoo.qwen2, *sets, mode="prepare")
+    found = rows(estimate(config, files, files, device="cpu"))
+    wanted = sizes("hidden", sequence=32, windows=40, heldout=3, width=shape.hidden, rows=shape.vocab, wide=4)
+    assert found["stored teacher"].bytes == wanted.window * 40
+    assert found["stored, for evaluation"].bytes == wanted.heldout + wanted.head
+    assert "10 steps x 4 windows" in found["stored teacher"].how
+    few = rows(estimate(config, files, files, device="cpu", corpus_tokens=32 * 7))
+    assert few["stored teacher"].bytes == wanted.window * 7
+    assert "the whole corpus" in few["stored teacher"].how
+    for gone in ("gradients", "AdamW moments", "checkpoints", "exported model", "checkpoint snapshot"):
+        assert gone not in found
+
+
+def test_several_devices_share_a_batch_and_one_host(model_zoo: ModelZoo) -> None:
+    sets = ("train.batch=16", "train.precision=fp32")
+    one = estimated(model_zoo.qwen2, *sets, device="cuda")
+    ddp = estimated(model_zoo.qwen2, *sets, "train.devices=4", "train.parallel=ddp", device="cuda")
+    fsdp = estimated(model_zoo.qwen2, *sets, "train.devices=4", "train.parallel=fsdp", device="cuda")
+    alone, whole, divided = rows(one), rows(ddp), rows(fsdp)
+    assert whole["student activations"].bytes * 4 == alone["student activations"].bytes
+    for name in ("student weights", "gradients", "AdamW moments", "teacher weights"):
+        assert whole[name].bytes == alone[name].bytes
+        assert divided[name].bytes == alone[name].bytes // 4
+    assert whole["gradient buckets"].bytes == alone["gradients"].bytes
+    assert divided["gathered weights"].bytes > 0
+    assert whole["framework"].bytes == 4 * alone["framework"].bytes
+    assert whole["checkpoint snapshot"].bytes == alone["checkpoint snapshot"].bytes
+    assert any("4 devices" in note for note in ddp.notes)
+
+
+def qwen2(vocab: int, hidden: int, layers: int) -> Any:
     from transformers import Qwen2Config
 
-    def config(vocab: int, hidden: int, layers: int) -> Any:
-        return Qwen2Config(
-            vocab_size=vocab,
-            hidden_size=hidden,
-            intermediate_size=hidden * 8 // 3,
-            num_hidden_layers=layers,
-            num_attention_heads=hidden // 64,
-            num_key_value_heads=hidden // 192,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-        )
-
-    config(32_000, 576, 8).save_pretrained(tmp_path / "student")
-    save_model(tmp_path / "teacher", config(32_000, 192, 4))
-    np.random.default_rng(0).integers(0, 32_000, 40_000, dtype=np.uint32).tofile(tmp_path / "tokens.bin")
-    resolved = configured(
-        tmp_path / "teacher",
-        tmp_path / "student",
-        *("student.init=random", f"data.path={tmp_path / 'tokens.bin'}", "data.heldout_windows=4"),
-        *("train.batch=4", "train.sequence=64", "train.device=cpu", "train.precision=fp32", "train.warmup_steps=1"),
-        *("train.threads=1", "smoke.max_steps=2", "smoke.budget_seconds=170"),
-        mode="smoke",
+    return Qwen2Config(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=max(1, hidden // 192),
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
     )
-    run_dir = tmp_path / "run"
+
+
+def real(directory: Path, name: str, *sets: str, mode: str = "smoke") -> tuple[int, Estimate, int]:
+    """Runs the engine on models and tokens below a directory: its peak, the estimate, and the framework in it."""
+    resolved = configured(
+        directory / "teacher",
+        directory / "student",
+        *("student.init=random", f"data.path={directory / 'tokens.bin'}", "data.heldout_windows=4"),
+        *("train.device=cpu", "train.precision=fp32", "train.warmup_steps=1", "train.threads=1"),
+        *("smoke.max_steps=2", "smoke.budget_seconds=170", *sets),
+        mode=mode,
+    )
+    run_dir = directory / name
     run_dir.mkdir()
     (run_dir / "config.yaml").write_text(to_yaml(resolved))
-    (run_dir / "contract.yaml").write_text(builtin_contract("smoke"))
+    (run_dir / "contract.yaml").write_text(builtin_contract(mode))
     (run_dir / "dispatch.json").write_text('{"run": "measured"}')
     subprocess.run(
         [sys.executable, "-P", "-m", "engine", str(run_dir)],
@@ -222,15 +286,54 @@ def test_the_estimate_is_what_a_real_training_takes(tmp_path: Path) -> None:
         check=False,
     )
     end = json.loads((run_dir / "events.jsonl").read_text().splitlines()[-1])
-    assert end["steps"] == 2, end
-    peak = end["summary"]["peak_rss_bytes"]
-    teacher = inspect_model_dir(tmp_path / "teacher", "teacher")
-    student = inspect_model_dir(tmp_path / "student", "student", need_weights=False)
+    assert end["steps"] == (0 if mode == "prepare" else 2), end
+    assert "peak_rss_bytes" in end["summary"], end
+    teacher = inspect_model_dir(directory / "teacher", "teacher")
+    student = inspect_model_dir(directory / "student", "student", need_weights=False)
     found = estimate(resolved, teacher, student, device="cpu")
-    framework = rows(found)["framework"].bytes
+    return end["summary"]["peak_rss_bytes"], found, rows(found)["framework"].bytes
+
+
+def tokens(directory: Path, vocab: int) -> None:
+    np.random.default_rng(0).integers(0, vocab, 40_000, dtype=np.uint32).tofile(directory / "tokens.bin")
+
+
+def test_the_estimate_is_what_a_real_training_takes(tmp_path: Path) -> None:
+    qwen2(32_000, 576, 8).save_pretrained(tmp_path / "student")
+    save_model(tmp_path / "teacher", qwen2(32_000, 192, 4))
+    tokens(tmp_path, 32_000)
+    peak, found, framework = real(tmp_path, "run", "train.batch=4", "train.sequence=64")
     assert found.host_bytes == pytest.approx(peak, rel=0.35)
     assert found.host_bytes - framework == pytest.approx(peak - framework, rel=0.35)
+    student = inspect_model_dir(tmp_path / "student", "student", need_weights=False)
     assert shape_of(student).parameters > 40_000_000
+
+
+def test_the_estimate_is_what_a_real_training_takes_that_computes_layers_again(tmp_path: Path) -> None:
+    qwen2(2_000, 192, 16).save_pretrained(tmp_path / "student")
+    save_model(tmp_path / "teacher", qwen2(2_000, 192, 1))
+    tokens(tmp_path, 2_000)
+    sets = ("train.batch=8", "train.sequence=512", "train.activation_checkpointing=true")
+    peak, found, framework = real(tmp_path, "run", *sets)
+    assert found.host_bytes == pytest.approx(peak, rel=0.35)
+    assert found.host_bytes - framework == pytest.approx(peak - framework, rel=0.35)
+
+
+def test_the_estimate_is_what_storing_a_teacher_takes_and_training_from_it(tmp_path: Path) -> None:
+    qwen2(4_000, 192, 2).save_pretrained(tmp_path / "student")
+    save_model(tmp_path / "teacher", qwen2(4_000, 576, 14))
+    tokens(tmp_path, 4_000)
+    sets = ("train.batch=4", "train.sequence=64", "train.steps=4", "prepare.shard_mib=1", "prepare.check_batches=1")
+    sets = (*sets, "teacher.source=hidden", f"teacher.cache={tmp_path / 'cache'}")
+    peak, found, _ = real(tmp_path, "prepare", *sets, mode="prepare")
+    assert found.host_bytes == pytest.approx(peak, rel=0.35)
+    stored = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.safetensors"))
+    said = sum(row.bytes for row in found.disk if row.name.startswith("stored"))
+    assert said == pytest.approx(stored, rel=0.01)
+    later, found_later, _ = real(tmp_path, "smoke", *sets)
+    assert found_later.host_bytes == pytest.approx(later, rel=0.35)
+    body = rows(found)["teacher weights"].bytes - rows(found_later)["teacher's head"].bytes
+    assert later + body / 2 < peak
 
 
 def test_an_estimate_imports_no_torch() -> None:

@@ -11,8 +11,9 @@ from engine.config import RunConfig, load_config
 from engine.contract import METRICS, Contract, builtin_contract, metrics_of, parse_contract
 from engine.errors import ConfigError
 from engine.export import LIMITS
-from engine.measures import MEASURES, OF_A_TRAINING, require_measured
+from engine.measures import MEASURES, OF_A_TRAINING, OF_TOPK, fidelity_names, require_measured
 
+HIDDEN, TOPK = ("teacher.source=hidden",), ("teacher.source=topk",)
 ALONE = ("teacher=null", "distill.alpha=1", "data.tokenizer=builtin")
 
 
@@ -21,7 +22,7 @@ def config(mode: str, *sets: str) -> RunConfig:
 
 
 def contract(metric: str, more: str = "") -> Contract:
-    falsifier = f"{{id: F-MINE-001, claim: good, kind: present, metrics: [step.loss, {metric}]{more}}}"
+    falsifier = f"{{id: F-MINE-001, claim: good, kind: present, metrics: [{metric}]{more}}}"
     return parse_contract(f"version: 1\nname: mine\nfalsifiers: [{falsifier}]\n", "mine.yaml")
 
 
@@ -31,10 +32,22 @@ def test_the_contracts_that_ship_ask_for_nothing_else(mode: str, sets: tuple[str
     require_measured(parse_contract(builtin_contract(mode), mode), config(mode, *sets), mode)
 
 
+@pytest.mark.parametrize("sets", [HIDDEN, TOPK])
+def test_so_does_the_one_of_a_preparation(sets: tuple[str, ...]) -> None:
+    require_measured(parse_contract(builtin_contract("prepare"), "prepare"), config("prepare", *sets), "prepare")
+
+
 def test_each_measure_is_asked_for_by_a_contract_that_ships() -> None:
-    contracts = [parse_contract(builtin_contract(mode), mode) for mode in ("smoke", "train")]
+    contracts = [parse_contract(builtin_contract(mode), mode) for mode in ("smoke", "train", "prepare")]
     asked = {metric for each in contracts for falsifier in each.falsifiers for metric in metrics_of(falsifier)}
-    assert asked - set(METRICS) == set(MEASURES)
+    # What stored logits keep is told; what must be kept is a key of the configuration, prepare.min_mass.
+    assert asked - set(METRICS) == set(MEASURES) - {f"measure.{name}" for name in OF_TOPK}
+
+
+def test_what_stored_logits_keep_has_a_name_for_each_temperature_and_number() -> None:
+    assert fidelity_names(2.0, 256) == ("topk_mass_t2_k256", "topk_cosine_t2_k256")
+    assert {*fidelity_names(1.0, 64), *fidelity_names(4.0, 1024)} < set(OF_TOPK)
+    assert len(set(OF_TOPK)) == 2 + 2 * 3 * 5
 
 
 def test_the_measures_of_an_export_are_those_that_it_is_held_to() -> None:
@@ -50,6 +63,11 @@ def test_the_measures_of_an_export_are_those_that_it_is_held_to() -> None:
         ("train", (), "projection.p50_seconds", "only a smoke brings it"),
         ("train", ALONE, "measure.teacher_logit_error", "only a run with a teacher brings it"),
         ("smoke", ALONE, "eval.cosine", "only a run with a teacher brings it"),
+        ("train", HIDDEN, "measure.store_cosine", "only a preparation brings it"),
+        ("prepare", HIDDEN, "measure.topk_mass", "only a preparation with teacher.source topk brings it"),
+        ("prepare", TOPK, "measure.teacher_student_distance", "a preparation does not bring it"),
+        ("prepare", TOPK, "measure.steps_per_second", "a preparation does not bring it"),
+        ("prepare", TOPK, "eval.loss", "a preparation makes no steps"),
     ],
 )
 def test_what_nothing_brings_is_refused_by_name(mode: str, sets: tuple[str, ...], metric: str, why: str) -> None:

@@ -1,0 +1,283 @@
+"""Runs of several processes, as the supervisor starts them: stopped, killed one by one, resumed by other numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from console.launch import Job, create
+from engine.checkpoint import committed, verify
+from engine.config import load_config
+from engine.rank_process import read_records, start_ticks
+from tests.console_rig import ROOT, Desk, processes_of, until, write_corpus
+
+SECONDS = 240.0
+STEPS = 40
+CONFIG = """\
+teacher: builtin:teacher
+student: builtin:student
+data: {path: CORPUS, heldout_windows: 4}
+train: {steps: 40, batch: 4, accumulation: 2, sequence: 32, warmup_steps: 5, learning_rate: 6.0e-3,
+        min_learning_rate: 3.0e-4, evaluate_every: 20, threads: 1, devices: DEVICES, parallel: PARALLEL}
+checkpoint: {every_steps: 10}
+"""
+IMPATIENT = """
+import sys
+from engine import __main__, launcher
+launcher.LOST_SECONDS = {seconds}
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+class Run:
+    """One run directory, and the processes of the attempt that is under way."""
+
+    def __init__(self, root: Path, corpus: Path, devices: int, parallel: str = "auto") -> None:
+        root.mkdir()
+        desk = Desk(root)
+        text = CONFIG.replace("CORPUS", str(corpus))
+        self._text = text
+        config = desk.write("config.yaml", self._of(devices, parallel))
+        create(Job(load_config(config), desk.evidence))
+        self.files = desk.run
+        self.codes: list[int] = []
+
+    def _of(self, devices: int, parallel: str) -> str:
+        return self._text.replace("DEVICES", str(devices)).replace("PARALLEL", parallel)
+
+    def start(self, devices: int | None = None, parallel: str = "auto", patience: float | None = None) -> None:
+        """An attempt, with another number of devices where one is given."""
+        if devices is not None:
+            (self.files.path / "config.yaml").write_text(self._of(devices, parallel))
+        self.before = len(self.files.events())
+        command = ["-P", "-m", "engine", str(self.files.path)]
+        if patience is not None:
+            command = ["-P", "-c", IMPATIENT.format(seconds=patience), str(self.files.path)]
+        with (self.files.path / "launch.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+            )
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return self.files.events()[self.before :]
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == kind]
+
+    def until_steps(self, count: int) -> None:
+        def there() -> bool:
+            assert self.process.poll() is None, self.log
+            return len(self.of("step")) >= count
+
+        until(there, f"{count} steps", SECONDS)
+
+    def pid_of(self, rank: int) -> int:
+        return read_records(self.files.path)[rank].pid
+
+    def torchrun(self) -> int:
+        return int(Path(f"/proc/{self.pid_of(1)}/stat").read_bytes().rpartition(b")")[2].split()[1])
+
+    def end(self) -> int:
+        """The exit code, once nothing of it is left."""
+        code = self.process.wait(SECONDS)
+        until(lambda: not processes_of(self.files.path), "nothing left", 30.0)
+        self.codes.append(code)
+        return code
+
+    def finish(self, devices: int | None = None, parallel: str = "auto") -> None:
+        self.start(devices, parallel)
+        assert self.end() == 0, self.log
+
+    @property
+    def log(self) -> str:
+        logs = [self.files.path / "launch.log", *sorted((self.files.path / "ranks").glob("*.log"))]
+        return "\n".join(f"{path.name}:\n{path.read_text()[-3000:]}" for path in logs if path.exists())
+
+    @property
+    def kept(self) -> int:
+        """Step of the newest checkpoint; all of them are verified."""
+        return max((verify(path).step for path in committed(self.files.path)), default=0)
+
+    def losses(self) -> list[float]:
+        """Of every step, as the last attempt that made it left it."""
+        found = {event["step"]: event["loss"] for event in self.files.events("step")}
+        return [found[step] for step in range(1, STEPS + 1)]
+
+    def heldout(self) -> float:
+        return float(self.files.events("eval")[-1]["loss"])
+
+    def clear(self) -> None:
+        for pid in processes_of(self.files.path):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def alone(root: Path, corpus: Path) -> Run:
+    run = Run(root, corpus, 1)
+    run.finish()
+    return run
+
+
+def stopped_and_resumed_by_one(root: Path, corpus: Path) -> dict[str, Any]:
+    run = Run(root, corpus, 2)
+    run.start()
+    try:
+        run.until_steps(5)
+        records = read_records(run.files.path)
+        os.kill(run.process.pid, signal.SIGTERM)
+        code = run.end()
+        seen = {"code": code, "end": run.of("end")[-1], "kept": run.kept, "records": records, "log": run.log}
+        seen |= {"run": run.of("run")[-1], "steps": len(run.of("step"))}
+        run.finish(1)
+    finally:
+        run.clear()
+    return seen | {"losses": run.losses(), "heldout": run.heldout(), "files": run.files}
+
+
+def begun_by_one_and_divided(root: Path, corpus: Path) -> dict[str, Any]:
+    run = Run(root, corpus, 1)
+    run.start()
+    try:
+        run.until_steps(5)
+        os.kill(run.process.pid, signal.SIGTERM)
+        assert run.end() == 130, run.log
+        run.start(2, "fsdp")
+        run.until_steps(3)
+        os.kill(run.process.pid, signal.SIGINT)
+        code, end, kept = run.end(), run.of("end")[-1], run.kept
+        made = max(event["step"] for event in run.of("step"))
+        run.finish()
+        logs = [event["message"] for event in run.of("log")]
+    finally:
+        run.clear()
+    seen = {"code": code, "end": end, "kept": kept, "made": made, "logs": logs}
+    return seen | {"losses": run.losses(), "heldout": run.heldout(), "files": run.files}
+
+
+def killed_one_by_one(root: Path, corpus: Path) -> dict[str, Any]:
+    run = Run(root, corpus, 2)
+    seen: dict[str, Any] = {}
+    try:
+        for who in ("rank 1", "rank 0", "torchrun", "launcher"):
+            run.start()
+            run.until_steps(3)
+            pids = {
+                "rank 1": run.pid_of(1),
+                "rank 0": run.pid_of(0),
+                "torchrun": run.torchrun(),
+                "launcher": run.process.pid,
+            }
+            os.kill(pids[who], signal.SIGKILL)
+            code = run.end()
+            until(lambda pids=pids: not any(map(start_ticks, pids.values())), "the end of all", 10.0)
+            made = max(event["step"] for event in run.of("step"))
+            seen[who] = {"code": code, "ends": run.of("end"), "made": made, "kept": run.kept}
+            seen[who]["log"] = run.log
+        run.start(patience=1.0)
+        run.until_steps(3)
+        os.kill(run.pid_of(0), signal.SIGSTOP)  # as in a collective of a GPU that nobody answers any more
+        os.kill(run.pid_of(1), signal.SIGKILL)
+        seen["hung"] = {"code": run.end(), "ends": run.of("end"), "log": run.log}
+        run.finish()
+    finally:
+        run.clear()
+    return seen | {"losses": run.losses(), "heldout": run.heldout()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Any]]]:
+    root = tmp_path_factory.mktemp("many")
+    corpus = write_corpus(root / "corpus.txt")
+    series = (alone, stopped_and_resumed_by_one, begun_by_one_and_divided, killed_one_by_one)
+    pool = ThreadPoolExecutor(2)
+    yield {job.__name__: pool.submit(job, root / job.__name__, corpus) for job in series}
+    pool.shutdown(cancel_futures=True)
+    assert not processes_of(root)
+
+
+@pytest.fixture(scope="module")
+def one(made: dict[str, Future[Any]]) -> Run:
+    run: Run = made["alone"].result()
+    return run
+
+
+def same(seen: dict[str, Any], one: Run) -> None:
+    """Checks that a run went as the one of a single process did."""
+    assert seen["losses"] == pytest.approx(one.losses(), rel=1e-4)
+    assert seen["heldout"] == pytest.approx(one.heldout(), rel=1e-4)
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_are_stopped_with_a_checkpoint_and_one_goes_on(made: dict[str, Future[Any]], one: Run) -> None:
+    seen = made["stopped_and_resumed_by_one"].result()
+    assert (seen["code"], seen["end"]["status"], seen["end"]["exit_code"]) == (130, "STOPPED", 130), seen["log"]
+    assert "SIGTERM in phase train" in seen["end"]["reason"]
+    assert seen["kept"] == seen["steps"] == seen["end"]["steps"] > 0
+    assert seen["run"]["world_size"] == 2
+    assert set(seen["records"]) == {0, 1}
+    assert "Traceback" not in seen["log"]
+    same(seen, one)
+    assert (seen["files"].path / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.timeout(900)
+def test_what_one_process_began_a_divided_model_goes_on_with(made: dict[str, Future[Any]], one: Run) -> None:
+    seen = made["begun_by_one_and_divided"].result()
+    assert (seen["code"], seen["end"]["status"]) == (130, "STOPPED")
+    assert seen["kept"] == seen["made"]
+    assert any("each with a part of the models (fsdp)" in line for line in seen["logs"])
+    same(seen, one)
+    assert (seen["files"].path / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("who", ["rank 1", "rank 0", "torchrun", "launcher"])
+def test_a_process_that_is_killed_ends_all_and_leaves_a_checkpoint(made: dict[str, Future[Any]], who: str) -> None:
+    seen = made["killed_one_by_one"].result()[who]
+    if who == "launcher":  # as with a single process: nobody is left to say anything, the supervisor sees it
+        assert (seen["code"], seen["ends"]) == (-signal.SIGKILL, [])
+        return
+    [end] = seen["ends"]
+    assert (seen["code"], end["status"], end["exit_code"]) == (5, "CRASHED", 5), seen["log"]
+    if who == "torchrun":
+        assert end["reason"] == "torchrun was ended by SIGKILL, and the processes of the run with it"
+        return
+    assert f"{who} (pid " in end["reason"]
+    assert "is gone without a word, as if killed" in end["reason"]
+    if who == "rank 1":  # rank 0 has whole weights, and saved them
+        assert seen["kept"] == seen["made"] == end["steps"], seen["log"]
+        assert f"step {seen['made']} is saved" in end["reason"]
+
+
+@pytest.mark.timeout(900)
+def test_a_process_that_hangs_because_another_is_gone_is_ended(made: dict[str, Future[Any]]) -> None:
+    seen = made["killed_one_by_one"].result()["hung"]
+    [end] = seen["ends"]
+    assert (seen["code"], end["status"]) == (5, "CRASHED"), seen["log"]
+    assert "rank 1 (pid " in end["reason"]
+    assert "rank 0" not in end["reason"]
+
+
+@pytest.mark.timeout(900)
+def test_a_run_that_lost_each_of_its_processes_goes_on_as_if_it_had_not(made: dict[str, Future[Any]], one: Run) -> None:
+    same(made["killed_one_by_one"].result(), one)
+
+
+def test_the_record_of_a_run_of_one_process_is_what_it_was(one: Run) -> None:
+    assert not (one.files.path / "ranks").exists()
+    assert one.files.events("run")[-1]["world_size"] == 1
