@@ -153,7 +153,7 @@ class KdConsoleApp(App[str]):
         try:
             run_dir = await launch.make(job, self.reach, self.say)
             self.push_screen(RunScreen(run_dir))
-            await self.reach.place(run_dir).launch(gpu=launch.wants_gpu(job.config))
+            await launch.start(self.reach.place(run_dir), job.config)
         except KdError as error:
             self.say(f"not started: {error}", "error")
 

@@ -253,7 +253,7 @@ def _launch(config: RunConfig, place: Place) -> list[Step]:
 def _supervisor_of(config: RunConfig, place: Place) -> list[str]:
     """The supervisor's command, from the code that launches, which is given a way that leads nowhere."""
     try:
-        place.launch(gpu=launch.wants_gpu(config)).send(None)
+        launch.start(place, config).send(None)
     except _NotSent as sent:
         return list(sent.argv)
     raise AssertionError("a launch that sends no command")

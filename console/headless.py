@@ -69,7 +69,7 @@ async def _run(job: Job, narrator: Narrator) -> Result | None:
         budget = job.config.smoke.budget_seconds if job.config.mode == "smoke" else None
         # From before the launch on, so that no Ctrl-C ends the console and leaves behind a run that it just started.
         with _interrupts() as interrupt, contextlib.closing(reach.place(run_dir, keep=True)) as place:
-            await place.launch(gpu=launch.wants_gpu(job.config))
+            await launch.start(place, job.config)
             launch_seconds = time.monotonic() - started
             stops = job.stops_on_interrupt
             return await _follow_run(run_dir, place, narrator, interrupt, stops, budget, launch_seconds)

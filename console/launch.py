@@ -290,6 +290,12 @@ def wants_gpu(config: RunConfig) -> bool:
     return config.train.device in ("auto", "cuda")
 
 
+async def start(place: Place, config: RunConfig, *, again: bool = False) -> runs.Launch:
+    """Starts a run of this configuration where it was made, on as many GPUs as it wants; see `Place.launch`."""
+    devices = 1 if config.mode == "prepare" else config.train.devices
+    return await place.launch(gpu=wants_gpu(config), devices=devices, again=again)
+
+
 async def start_again(
     run_dir: runs.RunDir, allow_changed: Sequence[str], place: Place, loss: Callable[[str], object] | None = None
 ) -> None:
@@ -334,7 +340,7 @@ async def start_again(
     from dispatch.seal import reopen
 
     try:
-        await place.launch(gpu=wants_gpu(config), again=True)
+        await start(place, config, again=True)
     except RunError:  # refused: its evidence is to stay as it was
         _put_back(run_dir.path / RESUME, before)
         raise

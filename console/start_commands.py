@@ -178,7 +178,7 @@ def prepare_command(context: click.Context, /, config: Path, **options: Any) -> 
     \b
     Examples:
       kdconsole --headless prepare config.yaml --set teacher.source=hidden
-      kdconsole --headless prepare config.yaml --set teacher.source=topk --set distill.temperature=1
+      kdconsole prepare config.yaml --set teacher.source=topk --force
       kdconsole --headless prepare config.yaml --host gx10 --dry-run
     """
     _start(context, config, "prepare", {}, legacy_env=False, **options)

@@ -55,7 +55,7 @@ class Place:
         if isinstance(self.transport, MirroredTransport):
             self.transport.close()
 
-    async def launch(self, *, gpu: bool, again: bool = False) -> Launch:
+    async def launch(self, *, gpu: bool, devices: int = 1, again: bool = False) -> Launch:
         """See `runs.launch`."""
         return await runs.launch(
             self.transport,
@@ -65,6 +65,7 @@ class Place:
             command=self.command,
             environment=self.environment,
             gpu=gpu,
+            devices=devices,
             again=again,
         )
 

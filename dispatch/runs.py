@@ -86,8 +86,9 @@ class Launch(RunStatus, frozen=True, kw_only=True):
 class Stop(RunStatus, frozen=True, kw_only=True):
     """What became of a stop. `stopped`: it is gone. `killed`: it took SIGKILL.
 
-    `gpu` is the UUID of the GPU that the run was given, None where it was given none. `gpu_free`: nobody of the run has
-    its lock or is listed on it any more; None: it had none, or nobody can tell, and `gpu_problem` says why.
+    `gpu` is the UUID of the GPU that the run was given, of several all of them with commas, None where it was given
+    none. `gpu_free`: nobody of the run has their locks or is listed on one any more; None: it had none, or nobody can
+    tell, and `gpu_problem` says why.
     """
 
     result: Literal["stopped", "already_ended", "still_running"]
@@ -109,7 +110,8 @@ class Stop(RunStatus, frozen=True, kw_only=True):
         if self.killed:
             how += ", after it did not heed SIGTERM in time"
         if self.gpu is not None:
-            told = {True: "the GPU is free", False: "the GPU is NOT free", None: "whether the GPU is free is unknown"}
+            gpu = "the GPUs are" if "," in self.gpu else "the GPU is"
+            told = {True: f"{gpu} free", False: f"{gpu} NOT free", None: f"whether {gpu} free is unknown"}
             how += f"; {told[self.gpu_free]}" + (f": {self.gpu_problem}" if self.gpu_problem else "")
         if self.result == "already_ended":
             return f"had ended already: {how}"
@@ -213,6 +215,7 @@ async def launch(
     command: Sequence[str] = (),
     again: bool = False,
     gpu: bool = False,
+    devices: int = 1,
     environment: Mapping[str, str] | None = None,
     supervisor: Sequence[str] = SUPERVISOR,
 ) -> Launch:
@@ -225,6 +228,7 @@ async def launch(
         command: another trainer than `python -P -m engine RUN_DIR`.
         again: another attempt of a run that has ended or was lost.
         gpu: give it the host's GPU, and refuse to start while another run has it.
+        devices: how many GPUs it is given, all or none.
         environment: variables for the trainer beside those that the supervisor passes on; sent on standard input.
         supervisor: what `python -P` is given to run the supervisor.
 
@@ -235,6 +239,7 @@ async def launch(
     options = [
         *(["--again"] if again else []),
         *(["--gpu"] if gpu else []),
+        *(["--devices", str(devices)] if gpu and devices > 1 else []),
         *(["--environment"] if environment else []),
     ]
     argv = [python, "-P", *supervisor, "run", *options, str(run_dir), *(["--", *command] if command else [])]

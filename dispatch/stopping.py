@@ -26,6 +26,7 @@ _UNINTERRUPTED: Final = {
     "load-teacher": "a file that is being loaded is loaded to its end",
     "load-student": "a file that is being loaded is loaded to its end",
     "resume": "a file that is being loaded is loaded to its end",
+    "compile": "compiling cannot be interrupted",
     "train": "its step ends (the first one may compile), then a checkpoint is committed",
 }
 

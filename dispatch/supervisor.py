@@ -2,7 +2,7 @@
 
 Standard library only and one file, so that it can be copied to a host and run there (Python 3.11 or later):
 
-    python -P supervisor.py run RUN_DIR [--gpu] [--environment] [-- ARGV...]
+    python -P supervisor.py run RUN_DIR [--gpu [--devices N]] [--environment] [-- ARGV...]
                                                          start the trainer, return once it is on record
     python -P supervisor.py status RUN_DIR               one JSON object on standard output
     python -P supervisor.py stop RUN_DIR [--grace S] [--kill]
@@ -116,7 +116,8 @@ class Process(NamedTuple):
 class Start(NamedTuple):
     """The last start on record; all of it empty when there is none.
 
-    `gpu`: UUID of the one that the run was given; `asked`: it was asked to stop since.
+    `gpu`: UUID of the one that the run was given, of several all of them with commas; `asked`: it was asked to stop
+    since.
     """
 
     supervisor: Identity | None = None
@@ -474,12 +475,13 @@ def run(
     again: bool = False,
     gpu: bool = False,
     environment: Mapping[str, str] | None = None,
+    devices: int = 1,
 ) -> dict[str, object]:
     """Starts the trainer detached, and returns once the line `started` is on disk.
 
     With `again` a run that has ended, or was lost, gets another attempt; its exit record is kept as `exit-N.json`. With
-    `gpu` the trainer has the host's GPU to itself, the first that CUDA_VISIBLE_DEVICES names; where there is none,
-    there is nothing to have. `environment` is added to what the trainer is given of ours.
+    `gpu` the trainer has so many `devices` of the host to itself, the first that CUDA_VISIBLE_DEVICES names; where
+    there is none, there is nothing to have. `environment` is added to what the trainer is given of ours.
 
     Doing it twice, or at once from two places, starts one trainer: the second answers already_running or already_ended.
     """
@@ -506,10 +508,10 @@ def run(
         raise Refused(f"{run_dir}: was started before and ended without an exit record; start a new run")
     given = {**trainer_environment(os.environ), **(environment or {})}
     locks: tuple[int, ...] = (lock,)
-    device = gpu_uuid(given) if gpu else None
-    if device is not None:
-        locks = (lock, lock_gpu(device, run_dir, run_id))
-        given["CUDA_VISIBLE_DEVICES"] = device
+    device = None
+    if gpu and (uuids := gpu_uuids(given, devices)):
+        locks = (lock, *lock_gpus(uuids, run_dir, run_id))
+        device = given["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
     stall, kill_after = _rule(manifest, "stall_seconds"), _rule(manifest, "kill_after_stall_seconds")
     order = Order(run_dir, run_id, list(command), given, locks, device, stall or STALL_SECONDS, kill_after)
 
@@ -551,21 +553,34 @@ def _try_lock(run_dir: Path) -> int | None:
     return descriptor
 
 
-# The GPU: one run has it at a time
+# GPUs: one run has each of them at a time
 
 
-def gpu_uuid(environ: Mapping[str, str]) -> str | None:
-    """The GPU that a trainer of this environment would take: nvidia-smi's UUID of it; None where there is none.
+def gpu_uuids(environ: Mapping[str, str], count: int = 1) -> list[str]:
+    """The GPUs that a trainer of this environment would take: nvidia-smi's UUIDs, none where there is no GPU.
 
     Raises:
-        Refused: nvidia-smi does not answer, or knows nothing of the device that is asked for.
+        Refused: nvidia-smi does not answer, knows nothing of a device that is asked for, or there are fewer.
     """
-    wanted = environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    if wanted in ("", "-1", "NoDevFiles"):
-        return None
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    # As CUDA reads it: what stands after one that is none is hidden.
+    asked = (name.strip() for name in (visible or "").split(","))
+    wanted = list(itertools.takewhile(lambda name: name not in ("", "-1", "NoDevFiles"), asked))
+    if visible is not None and not wanted:
+        return []
     rows = smi("--query-gpu=index,uuid", environ.get("PATH", os.defpath))
     if not rows:
-        return None
+        return []
+    if visible is None:
+        wanted = [str(index) for index in range(min(count, len(rows)))]
+    found = list(dict.fromkeys(_uuid(name, rows) for name in wanted[:count]))  # Named twice it is still one.
+    if len(found) < count:
+        source = "nvidia-smi knows" if visible is None else f"CUDA_VISIBLE_DEVICES={visible[:80]} gives"
+        raise Refused(f"train.devices: {count}: {source} {len(found)} {'GPU' if len(found) == 1 else 'GPUs'}")
+    return found
+
+
+def _uuid(wanted: str, rows: Sequence[tuple[str, ...]]) -> str:
     for row in rows:
         if len(row) == 2 and (row[0] == wanted or row[1].startswith(wanted)):
             return row[1]
@@ -600,6 +615,22 @@ def smi(query: str, path: str) -> list[tuple[str, ...]] | None:
 def _lock_path(device: str) -> Path:
     name = "kdconsole-" + "".join(c if c.isalnum() or c == "-" else "_" for c in device)[:80] + ".lock"
     return Path(next(d for d in LOCK_DIRECTORIES if os.access(d, os.W_OK)), name)
+
+
+def lock_gpus(devices: Sequence[str], run_dir: Path, run_id: str) -> list[int]:
+    """The locks of several GPUs, or none of them; see `lock_gpu`.
+
+    They are taken in the order of the UUIDs, so that of two runs that want the same ones the first gets all of them.
+    """
+    locks: list[int] = []
+    try:
+        for device in sorted(devices):
+            locks.append(lock_gpu(device, run_dir, run_id))
+    except BaseException:
+        for lock in locks:
+            os.close(lock)
+        raise
+    return locks
 
 
 def lock_gpu(device: str, run_dir: Path, run_id: str) -> int:
@@ -637,7 +668,7 @@ def gpu_let_go(device: str, run: str, pids: Mapping[int, int]) -> tuple[bool | N
     """Whether a run has let go of its GPU, None where nobody can tell; and what speaks against it.
 
     Args:
-        device: the GPU's UUID.
+        device: the GPU's UUID, of several all of them with commas.
         run: uuid of the run.
         pids: its processes, dead or alive, each with its start ticks.
     """
@@ -666,8 +697,10 @@ def _holder(device: str) -> str:
 
 def _gpu_let_go(device: str, run: str, pids: Mapping[int, int]) -> tuple[bool | None, str]:
     try:
-        if run in _holder(device):  # Another name is that of a later run, which has it already.
-            return False, "a process of the run still holds the lock"
+        several = "," in device
+        for each in device.split(","):
+            if run in _holder(each):  # Another name is that of a later run, which has it already.
+                return False, "a process of the run still holds the lock" + (f" of {each}" if several else "")
         rows = smi("--query-compute-apps=pid", os.environ.get("PATH", os.defpath))
     except (Refused, OSError) as error:
         return None, str(error)
@@ -676,7 +709,7 @@ def _gpu_let_go(device: str, run: str, pids: Mapping[int, int]) -> tuple[bool | 
     for pid in {int(row[0]) for row in rows} & pids.keys():
         now = read_process(pid)
         if now is None or now.start_ticks == pids[pid]:
-            return False, f"nvidia-smi still lists process {pid} of the run on it"
+            return False, f"nvidia-smi still lists process {pid} of the run on {'one of them' if several else 'it'}"
     return True, ""
 
 
@@ -939,12 +972,7 @@ class _Child:
 def _leftovers(trainer_pid: int) -> list[Process]:
     """What the ended trainer left behind: its group, and whatever descends from us. Dead children are reaped."""
     table = scan()
-    found, heirs = [], {os.getpid()}
-    grew = True
-    while grew:
-        size = len(heirs)
-        heirs.update(row.pid for row in table if row.parent in heirs)
-        grew = len(heirs) > size
+    found, heirs = [], _heirs(table, os.getpid())
     for row in table:
         if row.pid in (trainer_pid, os.getpid()) or not (row.pid in heirs or row.group == trainer_pid):
             continue
@@ -953,6 +981,17 @@ def _leftovers(trainer_pid: int) -> list[Process]:
         elif row.parent == os.getpid():
             os.waitpid(row.pid, os.WNOHANG)
     return found
+
+
+def _heirs(table: list[Process], pid: int) -> set[int]:
+    """A process and whatever descends from it."""
+    heirs = {pid}
+    grew = True
+    while grew:
+        size = len(heirs)
+        heirs.update(row.pid for row in table if row.parent in heirs)
+        grew = len(heirs) > size
+    return heirs
 
 
 def _sweep(run_dir: Path, trainer_pid: int, run_id: str) -> list[dict[str, object]]:
@@ -1023,7 +1062,7 @@ def stop(run_dir: Path, grace: float, kill: bool) -> dict[str, object]:
     if now["state"] != "running":
         return {**now, "result": "already_ended", "killed": False, **_gpu_after(now, gpu, trainer, [])}
     assert trainer is not None
-    processes = _group(trainer, session)
+    processes = [*_group(trainer, session), *_descendants(trainer)]
     if alive(trainer) and not (asked and grace):
         _try_note(run_dir, "signal", signal=int(signal.SIGTERM), by="stop")
         send_signal(trainer, signal.SIGTERM)
@@ -1066,6 +1105,13 @@ def _group(trainer: Identity, session: int) -> list[Process]:
     return [row for row in rows if row.session in (0, session)] if trainer["boot_id"] == boot_id() else []
 
 
+def _descendants(trainer: Identity) -> list[Process]:
+    """What a trainer that lives has started; with several devices each trains in a session of its own."""
+    table = scan()
+    heirs = _heirs(table, trainer["pid"])
+    return [row for row in table if row.pid in heirs] if alive(trainer) else []
+
+
 def _await_end(run_dir: Path, deadline: float) -> dict[str, object]:
     while (now := status(run_dir))["state"] == "running" and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -1098,6 +1144,7 @@ def main(arguments: Sequence[str]) -> int:
     runner = commands.choices["run"]
     runner.add_argument("--again", action="store_true", help="another attempt of a run that ended")
     runner.add_argument("--gpu", action="store_true", help="refuse while another run has the GPU")
+    runner.add_argument("--devices", type=int, default=1, metavar="N", help="with --gpu: so many GPUs, all or none")
     runner.add_argument(
         "--environment", action="store_true", help="a JSON object of variables for the trainer is on standard input"
     )
@@ -1105,12 +1152,14 @@ def main(arguments: Sequence[str]) -> int:
     stopper.add_argument("--grace", type=float, default=STOP_GRACE_SECONDS, metavar="SECONDS")
     stopper.add_argument("--kill", action="store_true", help="SIGKILL after the grace")
     options = parser.parse_args(given[:cut])
+    if options.command == "run" and options.devices < 1:
+        parser.error("--devices: expected 1 or more")
     run_dir = Path(os.path.abspath(options.run_dir))
     try:
         if options.command == "run":
             command = given[cut + 1 :] or [sys.executable, "-P", "-m", "engine", str(run_dir)]
             variables = _variables(sys.stdin.buffer.read(MAX_RECORD_BYTES + 1)) if options.environment else {}
-            answer = run(run_dir, command, options.again, options.gpu, variables)
+            answer = run(run_dir, command, options.again, options.gpu, variables, options.devices)
         elif options.command == "status":
             answer = status(run_dir)
         else:

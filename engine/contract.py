@@ -173,7 +173,7 @@ def parse_contract(text: str, source: str) -> Contract:
 
 
 def builtin_contract(mode: str) -> str:
-    """Text of the contract that ships for `smoke` or `train`."""
+    """Text of the contract that ships for a mode: `smoke`, `train` or `prepare`."""
     return (Path(__file__).parent / "assets" / "contracts" / f"{mode}.yaml").read_text(encoding="utf-8")
 
 

@@ -38,6 +38,8 @@ def human_lines(event: Event, run: Run | None) -> list[str]:
         return [f"  {event.done}/{event.total} {event.unit}{share}{left}"]
     if isinstance(event, Phase):
         return [f"phase {event.name}" + (f": {event.detail}" if event.detail else "")]
+    if isinstance(event, Run) and event.mode == "prepare":
+        return [f"prepare of {event.teacher}: {event.device} ({event.device_name}), {event.precision}"]
     if isinstance(event, Run):
         return [
             f"{event.mode} of {event.student} on {event.teacher or 'no teacher'}: "

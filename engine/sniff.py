@@ -61,7 +61,7 @@ class Format(Enum):
 
 _ADVICE = {
     Format.APR: _CONVERT,
-    Format.GGUF: f"{_CONVERT}; quantised weights cannot be trained or distilled from",
+    Format.GGUF: "`kdconsole import FILE --to DIR` makes a model directory of it",
     Format.PICKLE: _PICKLE,
     Format.TORCH: _PICKLE,
     Format.ZIP: "unpack it and give the directory that holds config.json",

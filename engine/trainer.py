@@ -10,17 +10,18 @@ from pathlib import Path
 
 import torch
 
-from engine.account import against, provenance, run_event, summary
+from engine.account import against, run_event, summary
 from engine.bodies import Bodies, checkpoint_activations
 from engine.cautions import cautions
 from engine.checkpoint import DIRECTORY as CHECKPOINTS
 from engine.checkpoint import Best, Kind, OrderState
+from engine.conclusion import await_inputs, export_model, projected
 from engine.config import RunConfig
 from engine.crew import SHARES, agreed, divided, loads_on, placed, poll, whole_student, without
 from engine.device import device_memory, device_peak_bytes, smi_name
 from engine.distill import Pair
 from engine.errors import ExitCode
-from engine.export import checkpoint_seconds, export, weights_digests
+from engine.export import weights_digests
 from engine.falsifiers import FAIL, JUDGE_PHASE, exit_code_of
 from engine.feed import Feed
 from engine.flops import Peak
@@ -30,7 +31,7 @@ from engine.keeper import Keeper, Totals
 from engine.loading import Loaded, load
 from engine.models import CausalLM
 from engine.optimizer import adamw, learning_rate
-from engine.projection import MIN_STEPS, FixedCosts, project
+from engine.projection import MIN_STEPS
 from engine.rank_process import Seat
 from engine.ranks import ALONE, Lost, join
 from engine.recorder import Recorder
@@ -47,7 +48,6 @@ from engine.windows import Order
 PHASE_BUDGET_SECONDS = 1_800.0
 _REASONS = {"steps": "every step is done", "max_steps": "max_steps is reached", "budget": "the time budget is reached"}
 _MARGIN_SECONDS = 1.0
-_POLL_SECONDS = 0.05
 
 
 class Trainer:
@@ -177,7 +177,7 @@ class Trainer:
         if not self._goes_on():
             return self._end("COMPLETED", _REASONS[reason], ExitCode.OK)
         self._conclude(student, loaded.tokenizer_dir)
-        self._await_inputs()
+        await_inputs(self.telling, self.deadline - _MARGIN_SECONDS, self._poll, self.recorder)
         self._enter(JUDGE_PHASE, reason)
         if self.smoke and reason == "budget" and self.totals.step < MIN_STEPS:
             return self._end(
@@ -218,7 +218,8 @@ class Trainer:
             self.recorder.log("train.compile: a model that is divided among devices runs without torch.compile")
             return
         self._enter("compile")
-        sizes = {len(part) for part in torch.arange(self.config.train.batch).tensor_split(self.parts)}
+        mine = self.config.train.batch // self.ranks.world
+        sizes = {len(part) for part in torch.arange(mine).tensor_split(self.parts)}
         if problem := self.bodies.compile((size, self.config.train.sequence) for size in sorted(sizes)):
             self.recorder.log(f"teacher and student run without torch.compile, which failed: {problem}", "warning")
 
@@ -318,7 +319,9 @@ class Trainer:
     def _evaluate(self, pair: Pair, heldout: torch.Tensor) -> None:
         started = time.monotonic()
         with self.bodies.eager():
-            result = pair.evaluate(heldout, max(1, self.config.train.batch // self.parts), self._poll)
+            # As much at once as a micro-batch of training, which is known to fit.
+            windows = max(1, self.config.train.batch // (self.ranks.world * self.parts))
+            result = pair.evaluate(heldout, windows, self._poll)
         self.evals.append(
             Eval(
                 step=self.totals.step,
@@ -343,45 +346,17 @@ class Trainer:
             self.recorder.emit(Measure(name="steps_per_second", value=self.totals.step / self.totals.train_seconds))
         if self.smoke:
             self._enter("projection")
-            steps = self.config.smoke.project_to
-            every, eval_every = self.config.checkpoint.every_steps, self.config.train.evaluate_every
-            fixed = FixedCosts(
-                start_seconds=self.start_seconds,
-                evaluation_seconds=sum(e.seconds for e in self.evals) / len(self.evals),
-                evaluations=2 + (steps // eval_every if eval_every else 0),
-                checkpoint_seconds=checkpoint_seconds(student.model, self.run_dir) if every else 0.0,
-                checkpoints=steps // every if every else 0,
-            )
-            projection = project(self.training.step_seconds if self.training else [], steps, fixed)
-            if projection is not None:
-                self.recorder.emit(projection)
+            seconds = self.training.step_seconds if self.training else []
+            told = projected(self.config, seconds, self.evals, self.start_seconds, student, self.run_dir)
+            if told is not None:
+                self.recorder.emit(told)
         else:
             self._enter("export")
-            exported = export(
-                student.model,
-                self.run_dir,
-                provenance=provenance(self.config, self.run_dir.name, self.totals, self.recorder.verdicts),
-                initial=self.initial,
-                tokenizer_dir=tokenizer_dir,
-                poll=self._poll,
+            export_model(
+                self.config, student, tokenizer_dir, self.run_dir, self.totals, self.initial, self.recorder, self._poll
             )
-            for measure in exported.measures:
-                self.recorder.emit(measure)
-            if exported.ok:
-                self.recorder.log(f"model written and verified by a fresh process: {exported.path.name}")
-            else:
-                self.recorder.log(f"the export is not the trained model: {'; '.join(exported.problems)}", "error")
         files = sum(CHECKPOINTS not in path.parts for path in self.run_dir.rglob("*.safetensors"))
         self.recorder.emit(Measure(name="model_files", value=float(files)))
-
-    def _await_inputs(self) -> None:
-        """Waits, within the budget, until what was loaded is told by hash."""
-        while self.telling is not None and self.telling.is_alive():
-            self._poll()
-            if time.monotonic() > self.deadline - _MARGIN_SECONDS:
-                self.recorder.log("no time is left to hash what was loaded: the evidence will not tell", "warning")
-                break
-            self.telling.join(_POLL_SECONDS)
 
     def _enter(self, phase: str, detail: str = "") -> None:
         self._poll()

@@ -13,7 +13,7 @@ import pytest
 from tests.console_rig import Desk
 
 COMMANDS = [
-    *([], ["smoke"], ["train"], ["attach"], ["stop"], ["runs"]),
+    *([], ["smoke"], ["train"], ["attach"], ["stop"], ["runs"], ["prepare"], ["import"]),
     *(["config"], ["config", "check"], ["config", "show"], ["config", "init"]),
 ]
 CONFIG = "teacher: builtin:teacher\nstudent: builtin:student\ndata: {path: builtin:stdlib}\n"

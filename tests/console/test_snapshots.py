@@ -80,6 +80,7 @@ def hold_run(name: str, kind: str, size: tuple[int, int], *keys: str, styles: bo
     """Holds the dashboard of a run, after some keys, against its file."""
 
     async def body(app: KdConsoleApp, pilot: Pilot[Any]) -> None:
+        await at_rest(app, pilot)
         await pilot.press(*keys)
         await at_rest(app, pilot)
         same(name, picture(app, styles=styles))

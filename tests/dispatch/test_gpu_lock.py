@@ -1,22 +1,27 @@
-"""One run a GPU: the second is refused by name, until the last process of the first is gone."""
+"""One run a GPU: the second is refused by name, until the last process of the first is gone. A run may have several."""
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
 import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from dispatch_rig import Run, until
 
 from dispatch.manifest import decode
+from dispatch.places import Place
 from dispatch.runs import Stop
-from dispatch.supervisor import LOCK_DIRECTORIES
+from dispatch.supervisor import LOCK_DIRECTORIES, Refused, lock_gpu, lock_gpus, read_start
+from dispatch.transport import LocalTransport
 
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
 SHOW = "import os; print('devices', os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True)"
@@ -249,6 +254,160 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(
         assert victim.read_text() == "precious"
     finally:
         lock_file(gpus[0]).unlink()
+
+
+# Several
+
+
+def test_a_run_has_all_of_its_gpus_to_itself(
+    gpus: list[str], make: Callable[[str], Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = (make(name) for name in ("first", "second", "third"))
+    script = SLEEP.replace("'up'", "'up', __import__('os').environ['CUDA_VISIBLE_DEVICES']")
+    assert start(first, script, "--devices", "2").returncode == 0
+    first.said(f"up {gpus[0]},{gpus[1]}")
+    for index, name in enumerate(gpus):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", str(index))
+        refused = start(second, SHOW)
+        assert refused.returncode == 1
+        assert f"GPU {name} is busy: run first ({first.run}) of uid {os.getuid()} has it" in refused.stderr
+    told = stopped(first)
+    assert (told.gpu, told.gpu_free) == (f"{gpus[0]},{gpus[1]}", True)
+    assert told.describe() == "CANCELLED: killed by SIGTERM; the GPUs are free"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"1,{gpus[0]},7")
+    assert start(third, SHOW, "--devices", "2").returncode == 0, "of three that are named the first two, in that order"
+    third.said(f"devices {gpus[1]},{gpus[0]}")
+    third.exit()
+    for each in gpus:
+        lock_file(each).unlink()
+
+
+def test_the_number_of_gpus_goes_from_a_place_to_the_supervisor(gpus: list[str], make: Callable[[str], Run]) -> None:
+    for devices in (1, 2):
+        run = make(f"with-{devices}")
+        place = Place(LocalTransport(), str(run.path), command=(sys.executable, "-I", "-S", "-c", SHOW))
+        asyncio.run(place.launch(gpu=True, devices=devices))
+        run.said(f"devices {','.join(gpus[:devices])}")
+        run.exit()
+        assert [line["gpu"] for line in run.lines("started")] == [",".join(gpus[:devices])]
+        assert read_start(run.path).gpu == ",".join(gpus[:devices])
+    for each in gpus:
+        lock_file(each).unlink()
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices", "said"),
+    [
+        (None, 4, "train.devices: 4: nvidia-smi knows 2 GPUs"),
+        ("1", 2, "train.devices: 2: CUDA_VISIBLE_DEVICES=1 gives 1 GPU"),
+        ("0,-1,1", 2, "train.devices: 2: CUDA_VISIBLE_DEVICES=0,-1,1 gives 1 GPU"),
+        ("0,0", 2, "train.devices: 2: CUDA_VISIBLE_DEVICES=0,0 gives 1 GPU"),
+        ("0,7", 2, "CUDA_VISIBLE_DEVICES=7: nvidia-smi knows 0, 1"),
+    ],
+)
+def test_fewer_gpus_than_devices_are_refused_with_both_numbers(
+    gpus: list[str],
+    make: Callable[[str], Run],
+    monkeypatch: pytest.MonkeyPatch,
+    visible: str | None,
+    devices: int,
+    said: str,
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    run = make("run")
+    refused = start(run, SHOW, "--devices", str(devices))
+    assert (refused.returncode, refused.stderr) == (1, f"supervisor: {said}\n")
+    assert not (run.path / "supervisor.jsonl").exists()
+    assert not any(lock_file(each).exists() for each in gpus)
+
+
+def test_no_devices_are_no_number_of_gpus(gpus: list[str], make: Callable[[str], Run]) -> None:
+    refused = start(make("run"), SHOW, "--devices", "0")
+    assert (refused.returncode, "--devices: expected 1 or more" in refused.stderr) == (2, True)
+
+
+def test_of_several_gpus_all_are_locked_or_none(gpus: list[str], tmp_path: Path) -> None:
+    low, high = sorted(gpus)
+    held = lock_gpu(high, tmp_path / "other", "1")
+    with pytest.raises(Refused, match=f"GPU {high} is busy: run other"):
+        lock_gpus(gpus, tmp_path / "mine", "2")
+    os.close(lock_gpu(low, tmp_path / "third", "3"))  # refused, if it was kept
+    os.close(held)
+    for lock in lock_gpus(gpus, tmp_path / "mine", "2"):
+        os.close(lock)
+    for each in gpus:
+        lock_file(each).unlink()
+
+
+def test_two_runs_that_want_the_same_gpus_in_another_order_do_not_both_go_without(
+    gpus: list[str], tmp_path: Path
+) -> None:
+    start_both = threading.Barrier(2)
+
+    def want(devices: list[str]) -> list[int]:
+        start_both.wait(30)
+        try:
+            return lock_gpus(devices, tmp_path / "run", "1")
+        except Refused:
+            return []
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            got = sorted(pool.map(want, (gpus, gpus[::-1])), key=len)
+            assert [len(each) for each in got] == [0, 2]
+            for lock in got[1]:
+                os.close(lock)
+    for each in gpus:
+        lock_file(each).unlink()
+
+
+def test_the_gpus_are_not_free_while_one_of_them_is_held(gpus: list[str], make: Callable[[str], Run]) -> None:
+    run = make("run")
+    # A child that left the group, and let go of the first GPU alone.
+    script = (
+        "import glob, os, time\nif os.fork() == 0:\n os.setsid()\n"
+        f" first = [fd for fd in glob.glob('/proc/self/fd/*') if os.path.realpath(fd) == '{lock_file(gpus[0])}']\n"
+        " os.close(int(os.path.basename(*first)))\n"
+        " open('child', 'w').write(str(os.getpid()))\n time.sleep(600)\nprint('up', flush=True)\ntime.sleep(600)\n"
+    )
+    assert start(run, script, "--devices", "2").returncode == 0
+    run.said("up")
+    until(lambda: (run.path / "child").exists() and (run.path / "child").read_text(), "the child")
+    supervisor = run.status()["supervisor"]
+    assert isinstance(supervisor, dict)
+    os.kill(supervisor["pid"], 9)
+    told = stopped(run)
+    assert (told.gpu_free, told.cancelled) == (False, False)
+    assert told.gpu_problem == f"a process of the run still holds the lock of {gpus[1]}"
+    assert "the GPUs are NOT free: a process of the run" in told.describe()
+    os.kill(int((run.path / "child").read_text()), 9)
+    until(lambda: stopped(run).gpu_free, "the lock to be let go")
+    for each in gpus:
+        lock_file(each).unlink()
+
+
+def test_a_process_of_the_run_in_a_session_of_its_own_is_looked_for_on_the_gpus(
+    tmp_path: Path, gpus: list[str], make: Callable[[str], Run]
+) -> None:
+    run = make("run")
+    # As torchrun starts the processes that train; it ends with its parent, and so is no orphan.
+    script = (
+        "import os, time\nparent = os.getpid()\nif os.fork() == 0:\n os.setsid()\n"
+        " open('child', 'w').write(str(os.getpid()))\n"
+        " while os.getppid() == parent:\n  time.sleep(0.002)\n os._exit(0)\n"
+        "print('up', flush=True)\ntime.sleep(600)\n"
+    )
+    assert start(run, script, "--devices", "2").returncode == 0
+    run.said("up")
+    until(lambda: (run.path / "child").exists() and (run.path / "child").read_text(), "the child")
+    child = (run.path / "child").read_text()
+    (tmp_path / "apps").write_text(f"1\n{child}\n")
+    told = stopped(run)
+    assert (told.state, told.gpu_free) == ("ended", False)
+    assert told.gpu_problem == f"nvidia-smi still lists process {child} of the run on one of them"
+    for each in gpus:
+        lock_file(each).unlink()
 
 
 def test_variables_come_on_standard_input_and_stand_in_no_argument_list(make: Callable[[str], Run]) -> None:
