@@ -37,6 +37,10 @@ contracts: $(VENV)/installed-test
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python bench/kd_loss.py
+	$(BIN)/python bench/kd_step.py
+	$(BIN)/python bench/step_choices.py
+	$(BIN)/python bench/stored_teacher.py
+	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/projection.py
 	$(BIN)/python bench/checkpoint.py
 	$(BIN)/python bench/wait_policy.py

@@ -11,7 +11,6 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -340,24 +339,14 @@ def test_of_several_gpus_all_are_locked_or_none(gpus: list[str], tmp_path: Path)
         lock_file(each).unlink()
 
 
-def test_two_runs_that_want_the_same_gpus_in_another_order_do_not_both_go_without(
-    gpus: list[str], tmp_path: Path
-) -> None:
-    start_both = threading.Barrier(2)
-
-    def want(devices: list[str]) -> list[int]:
-        start_both.wait(30)
-        try:
-            return lock_gpus(devices, tmp_path / "run", "1")
-        except Refused:
-            return []
-
-    with ThreadPoolExecutor(2) as pool:
-        for _ in range(5):
-            got = sorted(pool.map(want, (gpus, gpus[::-1])), key=len)
-            assert [len(each) for each in got] == [0, 2]
-            for lock in got[1]:
-                os.close(lock)
+def test_whatever_their_order_the_lock_of_the_same_gpu_is_taken_first(gpus: list[str], tmp_path: Path) -> None:
+    # Else each of two runs could get one, and both would be refused.
+    held = lock_gpus(gpus, tmp_path / "other", "1")
+    for order in (gpus, gpus[::-1]):
+        with pytest.raises(Refused, match=f"GPU {min(gpus)} is busy"):
+            lock_gpus(order, tmp_path / "mine", "2")
+    for lock in held:
+        os.close(lock)
     for each in gpus:
         lock_file(each).unlink()
 
@@ -365,9 +354,10 @@ def test_two_runs_that_want_the_same_gpus_in_another_order_do_not_both_go_withou
 def test_the_gpus_are_not_free_while_one_of_them_is_held(gpus: list[str], make: Callable[[str], Run]) -> None:
     run = make("run")
     # A child that left the group, and let go of the first GPU alone.
+    lock = lock_file(gpus[0]).resolve()
     script = (
         "import glob, os, time\nif os.fork() == 0:\n os.setsid()\n"
-        f" first = [fd for fd in glob.glob('/proc/self/fd/*') if os.path.realpath(fd) == '{lock_file(gpus[0])}']\n"
+        f" first = [fd for fd in glob.glob('/proc/self/fd/*') if os.path.realpath(fd) == '{lock}']\n"
         " os.close(int(os.path.basename(*first)))\n"
         " open('child', 'w').write(str(os.getpid()))\n time.sleep(600)\nprint('up', flush=True)\ntime.sleep(600)\n"
     )
