@@ -470,7 +470,7 @@ def production(tmp_path: Path) -> Draft:
     qwen(tmp_path / "1.5b", hidden=1536, intermediate=8960, layers=28, heads=12, rows=151_936)
     qwen(tmp_path / "0.5b", hidden=896, intermediate=4864, layers=24, heads=14, rows=151_936)
     (tmp_path / "corpus.txt").write_text("text\n" * 100)
-    sets = "teacher=1.5b student=0.5b data.path=corpus.txt train.device=cpu train.batch=65536"
+    sets = "teacher=1.5b student=0.5b data.path=corpus.txt train.device=cpu train.batch=65536 train.accumulation=1"
     return Draft("train", "gx10", None, sets)
 
 

@@ -149,7 +149,7 @@ def test_the_production_template_is_refused_on_a_small_machine_without_a_weight_
     ]
     config = tmp_path / "gx10.yaml"
     config.write_text(template("gx10"))
-    device = ("--set", "train.device=cpu", "--set", "train.batch=65536")
+    device = ("--set", "train.device=cpu", "--set", "train.batch=65536", "--set", "train.accumulation=1")
     done = subprocess.run(
         [sys.executable, "-P", "-c", COMMAND, "room", str(config), *models, *device],
         cwd=tmp_path,

@@ -42,7 +42,7 @@ def foreign_format(scene: Scene) -> Iterator[Way]:
     """
     page = b"<!DOCTYPE html><html><title>Sign in</title></html>"
     for what, name, content, words in (
-        ("a GGUF file", model_dirs.WEIGHTS, b"GGUF\x03\0\0\0" + bytes(56), ("a GGUF file", "convert it")),
+        ("a GGUF file", model_dirs.WEIGHTS, b"GGUF\x03\0\0\0" + bytes(56), ("a GGUF file", "kdconsole import")),
         ("an APR container", model_dirs.WEIGHTS, b"APR\0\x02\0" + bytes(58), ("an APR container", "convert it")),
         ("a pickle", "pytorch_model.bin", pickle.dumps({"w": 1.0}, 2), ("a Python pickle", "never loaded")),
         ("a web page", model_dirs.WEIGHTS, page, ("a web page", "download the file again")),
