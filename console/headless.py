@@ -36,7 +36,11 @@ def run(job: Job, narrator: Narrator) -> Result | None:
 
 
 def resume(
-    run_dir: runs.RunDir, allow_changed: Sequence[str], narrator: Narrator, accept_loss: bool = False
+    run_dir: runs.RunDir,
+    allow_changed: Sequence[str],
+    narrator: Narrator,
+    accept_loss: bool = False,
+    devices: int | None = None,
 ) -> Result | None:
     """Another attempt of a run that ended before its last step, from its newest whole checkpoint.
 
@@ -45,11 +49,13 @@ def resume(
         allow_changed: what may differ from its beginning.
         narrator: hears how it goes.
         accept_loss: go on where a reboot of its host lost the end of its stream.
+        devices: how many train it from here on; None: as many as its configuration says.
 
     Raises:
+        ConfigError: so many devices cannot share its batch.
         RunError: it is no full run, it still runs, it is complete, or its stream there is not the one that is here.
     """
-    return asyncio.run(_resume(run_dir, allow_changed, narrator, accept_loss))
+    return asyncio.run(_resume(run_dir, allow_changed, narrator, accept_loss, devices))
 
 
 def attach(run_dir: runs.RunDir, narrator: Narrator, accept_loss: bool = False) -> Result | None:
@@ -76,7 +82,7 @@ async def _run(job: Job, narrator: Narrator) -> Result | None:
 
 
 async def _resume(
-    run_dir: runs.RunDir, allow_changed: Sequence[str], narrator: Narrator, accept_loss: bool
+    run_dir: runs.RunDir, allow_changed: Sequence[str], narrator: Narrator, accept_loss: bool, devices: int | None
 ) -> Result | None:
     started = time.monotonic()
     events = run_dir.path / "events.jsonl"
@@ -84,7 +90,7 @@ async def _resume(
         with _interrupts() as interrupt:
             loss = narrator.say if accept_loss else None
             known = events.stat().st_size if events.exists() else 0
-            await launch.start_again(run_dir, allow_changed, reach.place(run_dir), loss)
+            await launch.start_again(run_dir, allow_changed, reach.place(run_dir), loss, devices)
             past = min(known, events.stat().st_size if events.exists() else 0)
             launched = time.monotonic() - started
             with contextlib.closing(reach.place(run_dir, keep=True)) as place:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import secrets
 import time
@@ -25,6 +24,7 @@ from engine.errors import ConfigError, DataError, ExitCode, RunError
 from engine.falsifiers import builtin_contract, parse_contract
 from engine.formats import ModelFiles, inspect_model_dir, resolve_builtin, same_files
 from engine.measures import require_measured
+from engine.resume import RESUME, Resume
 from engine.schema import ON_HOST
 from engine.text import clean
 from engine.vocabulary import check_vocabulary
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 MAX_CONTRACT_BYTES = 1 << 20
 BUILTIN_CORPUS = "builtin:stdlib"
-RESUME = "resume.json"
 PROBE_BYTES = 16 << 10
 """As much as the first files of a run take."""
 
@@ -297,7 +296,11 @@ async def start(place: Place, config: RunConfig, *, again: bool = False) -> runs
 
 
 async def start_again(
-    run_dir: runs.RunDir, allow_changed: Sequence[str], place: Place, loss: Callable[[str], object] | None = None
+    run_dir: runs.RunDir,
+    allow_changed: Sequence[str],
+    place: Place,
+    loss: Callable[[str], object] | None = None,
+    devices: int | None = None,
 ) -> None:
     """Another attempt of a run that ended before its last step, from its newest whole checkpoint.
 
@@ -306,15 +309,22 @@ async def start_again(
         allow_changed: what may differ from its beginning.
         place: where it is.
         loss: accepts that its host lost the end of its stream; see `dispatch.mirror`.
+        devices: how many train it from here on; None: as many as its configuration says.
 
     Raises:
+        ConfigError: so many devices cannot share its batch.
         RunError: it is no full run, it still runs, it is complete, or its stream there is not the one that is here.
     """
     if run_dir.manifest.mode != "train":
         again = {"prepare": "kdconsole prepare CONFIG once more goes on from what is whole"}
         mode = run_dir.manifest.mode
         raise RunError(f"run {run_dir.id}: a {mode}", expected="a training run", do=again.get(mode))
-    config = load_config(run_dir.path / "config.yaml")
+    # Of this attempt alone: the file stays as the manifest has it.
+    config = load_config(
+        run_dir.path / "config.yaml",
+        overrides={"train.devices": devices},
+        options={"train.devices": "--devices"},
+    )
     if place.local:
         await asyncio.to_thread(check, config)
     now = await place.status()
@@ -330,7 +340,7 @@ async def start_again(
     with contextlib.suppress(OSError):
         before = read_regular(run_dir.path / RESUME, MAX_CONTRACT_BYTES)
     try:
-        write_atomic(run_dir.path / RESUME, json.dumps({"allow_changed": list(allow_changed)}).encode())
+        write_atomic(run_dir.path / RESUME, msgspec.json.encode(Resume(tuple(allow_changed), devices)))
     except OSError as error:
         raise RunError(f"{run_dir.path}: {error.strerror}", expected="a run directory that can be written") from None
     if not place.local:

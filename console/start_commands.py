@@ -34,6 +34,7 @@ _OPTIONS = {
     "smoke.max_steps": "--max-steps",
     "smoke.project_to": "--project-to",
     "train.max_steps": "--max-steps",
+    "train.devices": "--devices",
 }
 """The option that sets a key, as messages name it."""
 
@@ -66,6 +67,9 @@ def _run_options(command: Any) -> Any:
 @click.option("--budget", metavar="SECONDS", help="Seconds from the engine's start to its end.  [default: 60]")
 @click.option("--max-steps", metavar="N", help="Make exactly N steps, unless the budget ends first.")
 @click.option("--project-to", metavar="N", help="Steps of the run to project the wall time of.  [default: 50000]")
+@click.option(
+    "--devices", metavar="N", type=click.IntRange(min=1), help="Train on N devices; short for --set train.devices=N."
+)
 @_run_options
 @_legacy_option
 @click.pass_context
@@ -76,6 +80,7 @@ def smoke_command(
     budget: str | None,
     max_steps: str | None,
     project_to: str | None,
+    devices: int | None,
     **options: Any,
 ) -> None:
     """Distil for a minute, judge every falsifier, project the real run, and say GO or NO-GO.
@@ -90,7 +95,7 @@ def smoke_command(
       kdconsole --headless smoke config.yaml --host gx10 --dry-run
     """
     flags = {"smoke.budget_seconds": budget, "smoke.max_steps": max_steps, "smoke.project_to": project_to}
-    _start(context, config, "smoke", flags, **options)
+    _start(context, config, "smoke", flags, devices=devices, **options)
 
 
 @click.command(epilog=EXIT_CODES)
@@ -108,6 +113,12 @@ def smoke_command(
 )
 @click.option("--max-steps", metavar="N", help="End after N steps, complete; the schedule stays train.steps'.")
 @click.option("--no-gate", metavar="REASON", help="Start 5,000 steps or more without a passed smoke; recorded.")
+@click.option(
+    "--devices",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Train on N devices; short for --set train.devices=N. With --resume: for this attempt alone.",
+)
 @_run_options
 @_legacy_option
 @click.pass_context
@@ -120,6 +131,7 @@ def train_command(
     accept_loss: bool,
     max_steps: str | None,
     no_gate: str | None,
+    devices: int | None,
     **options: Any,
 ) -> None:
     """Train to the last step, saving checkpoints, and write the verified model.
@@ -128,20 +140,26 @@ def train_command(
     its newest whole checkpoint. One of 5,000 steps or more wants a smoke of the same configuration that passed on the
     same host within the last 7 days.
 
+    With --resume, --devices N goes on with N devices, whatever their number was; config.yaml stays as it is. A later
+    --resume without it takes the configuration's number again.
+
     \b
     Examples:
       kdconsole --headless train config.yaml
       kdconsole --headless train config.yaml --max-steps 200
       kdconsole --headless train config.yaml --host gx10 --dry-run
       kdconsole --headless train --resume 20260102-030405
+      kdconsole --headless train --resume 20260102-030405 --devices 4
     """
     nothing = config is None and resume is None and not options["legacy_env"]
     if nothing or (config is not None and resume is not None):
         raise click.UsageError("give either CONFIG or --resume RUN")
     if accept_loss and (resume is None or not context.obj["headless"]):
         raise click.UsageError("--accept-loss goes with --headless and --resume")
+    if devices is not None and resume is not None and not context.obj["headless"]:
+        raise click.UsageError("--devices with --resume goes with --headless")
     if resume is None:
-        _start(context, config, "train", {"train.max_steps": max_steps}, no_gate=no_gate, **options)
+        _start(context, config, "train", {"train.max_steps": max_steps}, devices=devices, no_gate=no_gate, **options)
         return
     need_terminal(context)
     from console import headless
@@ -157,7 +175,8 @@ def train_command(
     if not context.obj["headless"]:
         open_screen(context, options["evidence"], run=run_dir.path, resume=allow_changed)
         return
-    finish(headless.resume(run_dir, allow_changed, narrator(options["quiet"]), accept_loss), options["as_json"])
+    again = headless.resume(run_dir, allow_changed, narrator(options["quiet"]), accept_loss, devices)
+    finish(again, options["as_json"])
 
 
 @click.command(epilog=EXIT_CODES)
@@ -203,6 +222,7 @@ def _start(
     as_json: bool,
     dry_run: bool,
     legacy_env: bool,
+    devices: int | None = None,
     no_gate: str | None = None,
 ) -> None:
     """Reads the configuration, makes the run, reports; with `dry_run` only tells what it would do."""
@@ -213,6 +233,8 @@ def _start(
     from console.stored import missing_store
     from engine.cautions import cautions
 
+    if devices is not None:
+        flags = {**flags, "train.devices": str(devices)}
     try:
         texts = {"teacher.path": teacher, "student": student, "data.path": data, "contract": contract}
         legacy = None
@@ -233,6 +255,7 @@ def _start(
         words = [] if file is None else [str(file)]
         words += [word for key, text in texts.items() if text is not None for word in (_OPTIONS[key], text)]
         words += [word for each in sets for word in ("--set", each)] + (["--legacy-env"] if legacy_env else [])
+        words += [] if devices is None else ["--devices", str(devices)]  # the gate wants a smoke of the same
         config, overrides = _take_any_mass(config) if force and mode == "prepare" else (config, [])
         if host is None and not dry_run:
             overrides += _require_room(config, evidence, force, quiet)

@@ -35,6 +35,7 @@ from engine.rank_process import (
     write_record,
 )
 from engine.recorder import Recorder, Unwritten
+from engine.resume import RESUME, read_resume
 from engine.stop import StopNow, StopRequest
 from engine.stream import End
 
@@ -69,7 +70,12 @@ def main(argv: list[str]) -> int:
             log_of_its_own(run_dir, seat.rank)
         write_record(run_dir, seat.rank)
     try:
-        config = load_config(run_dir / "config.yaml")
+        given = load_config(run_dir / "config.yaml")
+        config = load_config(
+            run_dir / "config.yaml",
+            overrides={"train.devices": read_resume(run_dir).devices},
+            options={"train.devices": f"{RESUME}: devices"},
+        )
         text = (run_dir / "contract.yaml").read_text(encoding="utf-8")
         contract = parse_contract(text, "contract.yaml")
         run = json.loads((run_dir / "dispatch.json").read_text(encoding="utf-8"))["run"]
@@ -87,7 +93,7 @@ def main(argv: list[str]) -> int:
     if seat is None or seat.rank == 0:
         recorder.start_heartbeat(None if budget is None else started + budget + _GRACE_SECONDS, started)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    end = _train(config, run_dir, recorder, stop, started, digest, seat)
+    end = _train(config, given, run_dir, recorder, stop, started, digest, seat)
     try:
         recorder.finish(end)
     except OSError as error:
@@ -109,6 +115,7 @@ def main(argv: list[str]) -> int:
 
 def _train(
     config: RunConfig,
+    given: RunConfig,
     run_dir: Path,
     recorder: Recorder,
     stop: StopRequest,
@@ -116,7 +123,7 @@ def _train(
     contract_digest: str,
     seat: Seat | None,
 ) -> End:
-    """The trainer's own end, or the one that its failure makes."""
+    """The trainer's own end, or the one that its failure makes; `given` is what config.yaml says by itself."""
 
     def ended(status: str, reason: str, code: ExitCode) -> End:
         seconds = time.monotonic() - started
@@ -124,16 +131,14 @@ def _train(
 
     try:
         with stop.raising():  # torch is imported here
-            if config.mode == "prepare":
-                from engine.prepare import Preparer as Work
+            if config.mode == "prepare" and seat is None:
+                from engine.prepare import Preparer
             else:
-                from engine.trainer import Trainer as Work  # type: ignore[assignment]
+                from engine.trainer import Trainer
 
-        if seat is None:
-            return Work(config, run_dir, recorder, stop, started, contract_digest).run()
-        from engine.trainer import Trainer
-
-        return Trainer(config, run_dir, recorder, stop, started, contract_digest, seat).run()
+        if config.mode == "prepare" and seat is None:
+            return Preparer(config, run_dir, recorder, stop, started, contract_digest).run()
+        return Trainer(config, run_dir, recorder, stop, started, contract_digest, seat, given).run()
     except StopNow:
         return ended("STOPPED", f"{stop.signal} in phase {recorder.phase}", ExitCode.INTERRUPTED)
     except KdError as error:

@@ -21,14 +21,17 @@ def run_event(
     contract_digest: str,
     *,
     accumulation: int | None = None,
+    world_size: int = 1,
 ) -> Run:
     """What is about to run, on what; the recorder knows which attempt it is.
 
     Args:
-        config: as it was given: `train.accumulation: auto` is not replaced in it, or its digests would be others.
+        config: as it was given: neither `train.accumulation: auto` nor the devices of a resume are put into it, or its
+            digests would be others.
         placement: what computes.
         contract_digest: SHA-256 of the contract.
         accumulation: what `auto` came to (`engine.micro_batch`); None: what the configuration says.
+        world_size: how many processes there are.
     """
     smoke = config.mode == "smoke"
     return Run(
@@ -43,7 +46,7 @@ def run_event(
         device=str(placement.device),
         device_name=placement.name,
         precision=placement.precision,
-        world_size=1 if config.mode == "prepare" else config.train.devices,
+        world_size=world_size,
         versions={name: metadata.version(name) for name in ("torch", "transformers", "safetensors", "tokenizers")}
         | {"python": platform.python_version()},
         target_steps=config.train.steps,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import torch
 
 from engine.checkpoint import (
@@ -28,12 +26,10 @@ from engine.inputs import digests_of
 from engine.loading import Loaded
 from engine.ranks import ALONE, Ranks
 from engine.recorder import Recorder
+from engine.resume import read_resume
 from engine.snapshot import Snapshot, capture_random_state, gather, load
 from engine.space import SpaceWatch
 from engine.stream import Vitals
-
-RESUME = "resume.json"
-"""In the run directory, written by who resumes: `allow_changed`, the names of what may differ."""
 
 _PRIME = 1_000_003
 _WHAT = {
@@ -120,7 +116,7 @@ class Keeper:
         snapshot = Snapshot(self._model, optimizer)
         self.inputs = digests_of(loaded)
         self._digests = {
-            "config": fingerprint(_alone(config)),
+            "config": fingerprint(config),
             **self.inputs,
             INITIAL_WEIGHTS: snapshot.weights_sha256(),
         }
@@ -161,7 +157,7 @@ class Keeper:
         manifest = read_manifest(path, self._recorder.run_id)
         if path.name != directory_name(manifest.step):
             raise CheckpointError(f"{path.name}: it holds step {manifest.step}", expected="the step of its name")
-        then, allowed = manifest.state.digests, _allowed(self._run_dir)
+        then, allowed = manifest.state.digests, read_resume(self._run_dir).allow_changed
         for name, digest in self._digests.items():
             if name in then and then[name] != digest and name not in allowed:
                 raise RunError(
@@ -228,19 +224,3 @@ class Keeper:
         """Waits until nothing is being written."""
         if self._checkpoints is not None:
             self._checkpoints.drain()
-
-
-def _alone(config: RunConfig) -> RunConfig:
-    """The configuration as one device would have it: their number changes a result by rounding alone."""
-    train = msgspec.structs.replace(config.train, devices=1, parallel="auto")
-    return msgspec.structs.replace(config, train=train)
-
-
-def _allowed(run_dir: Path) -> frozenset[str]:
-    try:
-        given = json.loads((run_dir / RESUME).read_text(encoding="utf-8"))
-        return frozenset(str(name) for name in given["allow_changed"])
-    except FileNotFoundError:
-        return frozenset()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{run_dir / RESUME}: {error}", expected='{"allow_changed": [NAME, …]}') from None

@@ -61,6 +61,7 @@ class Trainer:
         started: `time.monotonic()` of the engine's start; a smoke's budget counts from it.
         contract_digest: SHA-256 of the contract that the recorder judges.
         seat: of this process among several that train the run together; None for the only one.
+        given: config.yaml by itself, where a resume asked for other devices than it; its digests are the run's.
     """
 
     def __init__(
@@ -72,9 +73,11 @@ class Trainer:
         started: float,
         contract_digest: str,
         seat: Seat | None = None,
+        given: RunConfig | None = None,
     ) -> None:
         self.config, self.run_dir, self.recorder, self.stop = config, run_dir, recorder, stop
         self.started, self.contract_digest, self.seat = started, contract_digest, seat
+        self.given = given or config
         self.ranks = ALONE
         self.smoke = config.mode == "smoke"
         self.deadline = started + config.smoke.budget_seconds if self.smoke else math.inf
@@ -119,7 +122,10 @@ class Trainer:
         before = self.recorder.first_run
         found = settled(self.config, self.placement, before)
         self.parts, self.way = agreed(found, self.ranks, kept=before is not None)
-        self.recorder.emit(run_event(self.config, self.placement, self.contract_digest, accumulation=self.parts))
+        world, parts = self.ranks.world, self.parts
+        self.recorder.emit(
+            run_event(self.given, self.placement, self.contract_digest, accumulation=parts, world_size=world)
+        )
         if self.ranks.world > 1:
             self.recorder.log(f"{self.ranks.world} processes, {SHARES[self.way]}")
 
@@ -247,7 +253,7 @@ class Trainer:
             self.recorder.log(caution, "warning")
         self.keeper = Keeper(
             self.run_dir,
-            self.config,
+            self.given,
             loaded,
             optimizer,
             self.recorder,
@@ -353,7 +359,7 @@ class Trainer:
         else:
             self._enter("export")
             export_model(
-                self.config, student, tokenizer_dir, self.run_dir, self.totals, self.initial, self.recorder, self._poll
+                self.given, student, tokenizer_dir, self.run_dir, self.totals, self.initial, self.recorder, self._poll
             )
         files = sum(CHECKPOINTS not in path.parts for path in self.run_dir.rglob("*.safetensors"))
         self.recorder.emit(Measure(name="model_files", value=float(files)))

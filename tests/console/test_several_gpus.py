@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -22,8 +24,8 @@ from dispatch.places import Place
 from dispatch.supervisor import LOCK_DIRECTORIES, read_start
 from dispatch.transport import LocalTransport
 from engine.config import RunConfig, load_config
-from engine.errors import RunError
-from tests.console_rig import Desk, until, write_corpus
+from engine.errors import ConfigError, RunError
+from tests.console_rig import ROOT, Desk, until, write_corpus
 
 CONFIG = """\
 teacher: builtin:teacher
@@ -61,7 +63,8 @@ def test_a_run_on_more_devices_than_there_are_is_refused_before_it_starts(desk: 
 
 
 def test_a_dry_run_says_how_many_gpus_are_locked(desk: Desk) -> None:
-    for more, options in ((), ["--gpu", "--devices", "2"]), (("--set", "train.devices=1"), ["--gpu"]):
+    two, one = ["--gpu", "--devices", "2"], ["--gpu"]
+    for more, options in ((), two), (("--set", "train.devices=1"), one), (("--devices", "1"), one):
         outcome = desk.call("smoke", "config.yaml", *more, "--dry-run", "--json")
         assert outcome.rc == 0, outcome.said
         [argv] = (each["argv"] for each in json.loads(outcome.out)["steps"] if each["step"] == "launch")
@@ -102,6 +105,56 @@ def test_another_attempt_wants_as_many(desk: Desk) -> None:
     until((run_dir.path / "exit.json").exists, "its end")
     with pytest.raises(RunError, match=REFUSED):
         asyncio.run(launch.start_again(run_dir, (), place))
+
+
+def test_another_attempt_can_be_given_another_number_which_its_configuration_does_not_keep(desk: Desk) -> None:
+    run_dir, place = made(desk, config_of(desk, "train"))
+    config, resume = run_dir.path / "config.yaml", run_dir.path / "resume.json"
+    before = config.read_bytes()
+    asyncio.run(place.launch(gpu=False))
+    until((run_dir.path / "exit.json").exists, "its end")
+    with pytest.raises(ConfigError, match=r"--devices: 3\b.*divisor of train.batch \(2\)") as refused:
+        asyncio.run(launch.start_again(run_dir, (), place, devices=3))
+    assert refused.value.exit_code == 2
+    assert not resume.exists()
+    asyncio.run(launch.start_again(run_dir, ("data",), place, devices=1))
+    until((run_dir.path / "exit-1.json").exists, "the end of its first attempt, moved aside")
+    assert read_start(run_dir.path).gpu == DEVICE
+    assert json.loads(resume.read_bytes()) == {"allow_changed": ["data"], "devices": 1}
+    until((run_dir.path / "exit.json").exists, "its end")
+    with pytest.raises(RunError, match=REFUSED):  # as many as its configuration says, again
+        asyncio.run(launch.start_again(run_dir, (), place))
+    assert config.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ('{"allow_changed": [], "devices": 3}', "resume.json: devices: 3: expected a divisor of train.batch (2)"),
+        ('{"allow_changed": [], "devices": 0}', "resume.json: Expected `int` >= 1 - at `$.devices`"),
+    ],
+)
+def test_the_engine_refuses_a_number_that_does_not_divide_the_batch(desk: Desk, written: str, reason: str) -> None:
+    run_dir, _ = made(desk, config_of(desk, "train"))
+    (run_dir.path / "resume.json").write_text(written)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "engine", str(run_dir.path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (run_dir.path / "events.jsonl").exists()
+
+
+def test_the_screen_has_no_such_option(desk: Desk) -> None:
+    outcome = desk.call("train", "--resume", "x", "--devices", "2")
+    assert outcome.rc == 2
+    assert "--devices with --resume goes with --headless" in outcome.err
 
 
 def test_a_preparation_wants_one(desk: Desk) -> None:

@@ -9,16 +9,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from console.launch import Job, create
-from engine.checkpoint import committed, verify
-from engine.config import load_config
+from engine.checkpoint import committed, read_manifest, verify
+from engine.config import fingerprint, load_config
 from engine.rank_process import read_records, start_ticks
-from tests.console_rig import ROOT, Desk, processes_of, until, write_corpus
+from engine.resume import RESUME, Resume
+from tests.console_rig import ROOT, Desk, RunFiles, processes_of, until, write_corpus
 
 SECONDS = 240.0
 STEPS = 40
@@ -41,23 +44,14 @@ sys.exit(__main__.main(sys.argv[1:]))
 class Run:
     """One run directory, and the processes of the attempt that is under way."""
 
-    def __init__(self, root: Path, corpus: Path, devices: int, parallel: str = "auto") -> None:
-        root.mkdir()
-        desk = Desk(root)
-        text = CONFIG.replace("CORPUS", str(corpus))
-        self._text = text
-        config = desk.write("config.yaml", self._of(devices, parallel))
-        create(Job(load_config(config), desk.evidence))
-        self.files = desk.run
-        self.codes: list[int] = []
+    def __init__(self, files: RunFiles) -> None:
+        self.files = files
+        self.before = 0
 
-    def _of(self, devices: int, parallel: str) -> str:
-        return self._text.replace("DEVICES", str(devices)).replace("PARALLEL", parallel)
-
-    def start(self, devices: int | None = None, parallel: str = "auto", patience: float | None = None) -> None:
-        """An attempt, with another number of devices where one is given."""
-        if devices is not None:
-            (self.files.path / "config.yaml").write_text(self._of(devices, parallel))
+    def start(self, devices: int | None = None, patience: float | None = None) -> None:
+        """An attempt; where a number of devices is given, it stands where a resume leaves it."""
+        if self.files.stream.exists():
+            (self.files.path / RESUME).write_bytes(msgspec.json.encode(Resume((), devices)))
         self.before = len(self.files.events())
         command = ["-P", "-m", "engine", str(self.files.path)]
         if patience is not None:
@@ -96,11 +90,10 @@ class Run:
         """The exit code, once nothing of it is left."""
         code = self.process.wait(SECONDS)
         until(lambda: not processes_of(self.files.path), "nothing left", 30.0)
-        self.codes.append(code)
         return code
 
-    def finish(self, devices: int | None = None, parallel: str = "auto") -> None:
-        self.start(devices, parallel)
+    def finish(self, devices: int | None = None) -> None:
+        self.start(devices)
         assert self.end() == 0, self.log
 
     @property
@@ -127,41 +120,66 @@ class Run:
                 os.kill(pid, signal.SIGKILL)
 
 
+def written(root: Path, corpus: Path, devices: int, parallel: str) -> tuple[Desk, Path]:
+    """A desk, and the configuration on it."""
+    root.mkdir()
+    desk = Desk(root)
+    text = CONFIG.replace("CORPUS", str(corpus)).replace("DEVICES", str(devices)).replace("PARALLEL", parallel)
+    return desk, desk.write("config.yaml", text)
+
+
+def made_for(root: Path, corpus: Path, devices: int, parallel: str = "auto") -> Run:
+    """A run that has not begun yet."""
+    desk, config = written(root, corpus, devices, parallel)
+    create(Job(load_config(config), desk.evidence))
+    return Run(desk.run)
+
+
 def alone(root: Path, corpus: Path) -> Run:
-    run = Run(root, corpus, 1)
+    run = made_for(root, corpus, 1)
     run.finish()
     return run
 
 
 def stopped_and_resumed_by_one(root: Path, corpus: Path) -> dict[str, Any]:
-    run = Run(root, corpus, 2)
-    run.start()
+    """As an operator does it: `--devices 2` for a new run, `--resume RUN --devices 1` for an attempt of it."""
+    desk, config = written(root, corpus, 1, "auto")
+    alone = {"OMP_NUM_THREADS": "1"}
+    first = desk.start("--headless", "train", str(config), "--devices", "2", variables=alone)
+    run = Run(desk.run)
     try:
-        run.until_steps(5)
+        until(lambda: len(run.of("step")) >= 5, "5 steps", SECONDS)
         records = read_records(run.files.path)
-        os.kill(run.process.pid, signal.SIGTERM)
-        code = run.end()
+        desk.call("stop", run.files.path.name)
+        code = first.wait().rc
+        until(lambda: not processes_of(run.files.path), "nothing left", 30.0)
         seen = {"code": code, "end": run.of("end")[-1], "kept": run.kept, "records": records, "log": run.log}
         seen |= {"run": run.of("run")[-1], "steps": len(run.of("step"))}
-        run.finish(1)
+        config, resume = run.files.path / "config.yaml", ("--headless", "train", "--resume", run.files.path.name)
+        before = config.read_bytes()
+        seen["refused"] = desk.call(*resume, "--devices", "3")
+        seen["resumed"] = desk.call(*resume, "--devices", "1", variables=alone)
+        seen["unchanged"] = config.read_bytes() == before
+        seen["worlds"] = [event["world_size"] for event in run.of("run")]
+        seen["verified"] = desk.call("verify", run.files.path.name)
     finally:
         run.clear()
     return seen | {"losses": run.losses(), "heldout": run.heldout(), "files": run.files}
 
 
 def begun_by_one_and_divided(root: Path, corpus: Path) -> dict[str, Any]:
-    run = Run(root, corpus, 1)
+    run = made_for(root, corpus, 1, "fsdp")
     run.start()
     try:
         run.until_steps(5)
         os.kill(run.process.pid, signal.SIGTERM)
         assert run.end() == 130, run.log
-        run.start(2, "fsdp")
+        run.start(2)
         run.until_steps(3)
         os.kill(run.process.pid, signal.SIGINT)
         code, end, kept = run.end(), run.of("end")[-1], run.kept
         made = max(event["step"] for event in run.of("step"))
-        run.finish()
+        run.finish(2)
         logs = [event["message"] for event in run.of("log")]
     finally:
         run.clear()
@@ -169,8 +187,12 @@ def begun_by_one_and_divided(root: Path, corpus: Path) -> dict[str, Any]:
     return seen | {"losses": run.losses(), "heldout": run.heldout(), "files": run.files}
 
 
+def all_gone(pids: tuple[int, ...]) -> bool:
+    return not any(map(start_ticks, pids))
+
+
 def killed_one_by_one(root: Path, corpus: Path) -> dict[str, Any]:
-    run = Run(root, corpus, 2)
+    run = made_for(root, corpus, 2)
     seen: dict[str, Any] = {}
     try:
         for who in ("rank 1", "rank 0", "torchrun", "launcher"):
@@ -184,7 +206,7 @@ def killed_one_by_one(root: Path, corpus: Path) -> dict[str, Any]:
             }
             os.kill(pids[who], signal.SIGKILL)
             code = run.end()
-            until(lambda pids=pids: not any(map(start_ticks, pids.values())), "the end of all", 10.0)
+            until(partial(all_gone, tuple(pids.values())), "the end of all", 10.0)
             made = max(event["step"] for event in run.of("step"))
             seen[who] = {"code": code, "ends": run.of("end"), "made": made, "kept": run.kept}
             seen[who]["log"] = run.log
@@ -231,8 +253,26 @@ def test_two_processes_are_stopped_with_a_checkpoint_and_one_goes_on(made: dict[
     assert seen["run"]["world_size"] == 2
     assert set(seen["records"]) == {0, 1}
     assert "Traceback" not in seen["log"]
+    refused, resumed = seen["refused"], seen["resumed"]
+    assert refused.rc == 2, refused.said
+    assert "--devices: 3: expected a divisor of train.batch (4)" in refused.err
+    assert resumed.rc == 0, resumed.said
+    assert seen["worlds"] == [2, 1]
     same(seen, one)
     assert (seen["files"].path / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.timeout(900)
+def test_verify_holds_on_a_run_that_went_on_with_another_number(made: dict[str, Future[Any]]) -> None:
+    seen = made["stopped_and_resumed_by_one"].result()
+    verified, path = seen["verified"], seen["files"].path
+    assert verified.rc == 0, verified.said
+    assert seen["unchanged"]
+    assert load_config(path / "config.yaml").train.devices == 2
+    digest = fingerprint(load_config(path / "config.yaml"))
+    assert {event["config"] for event in seen["files"].events("run")} == {digest}
+    assert {read_manifest(each, None).state.digests["config"] for each in committed(path)} == {digest}
+    assert digest in (path / "model" / "README.md").read_text()
 
 
 @pytest.mark.timeout(900)
