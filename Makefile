@@ -13,7 +13,7 @@ smoke: $(VENV)/installed
 	$(BIN)/kdconsole --headless smoke
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 5
 
 soak: $(VENV)/installed-test
 	$(BIN)/python tests/faults/harness.py --kills 200 --command-kills 20
