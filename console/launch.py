@@ -21,6 +21,7 @@ from dispatch.supervisor import read_regular, write_atomic
 from engine.cautions import needs_two_models, one_model
 from engine.config import RunConfig, load_config
 from engine.errors import ConfigError, DataError, ExitCode, RunError
+from engine.contract import contract_name
 from engine.falsifiers import builtin_contract, parse_contract
 from engine.formats import ModelFiles, inspect_model_dir, resolve_builtin, same_files
 from engine.measures import require_measured
@@ -158,7 +159,7 @@ def contract_text(config: RunConfig) -> str:
         ConfigError: the file cannot be read.
     """
     if config.contract.path == "builtin":
-        return builtin_contract(config.mode)
+        return builtin_contract(contract_name(config))
     path = Path(config.contract.path)
     try:
         return read_regular(path, MAX_CONTRACT_BYTES).decode()

@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
         text = (run_dir / "contract.yaml").read_text(encoding="utf-8")
         contract = parse_contract(text, "contract.yaml")
         run = json.loads((run_dir / "dispatch.json").read_text(encoding="utf-8"))["run"]
-        if seat is None and config.train.devices > 1 and config.mode != "prepare":
+        if seat is None and config.train.devices > 1 and config.makes_steps:
             return Launcher(run_dir, run, contract, config.train.devices, started).run()
         if seat is None or seat.rank == 0:
             recorder = Recorder(run_dir / "events.jsonl", run, contract)
@@ -132,12 +132,14 @@ def _train(
     try:
         with stop.raising():  # torch is imported here
             if config.mode == "prepare" and seat is None:
-                from engine.prepare import Preparer
+                from engine.prepare import Preparer as Work
+            elif config.mode == "evaluate" and seat is None:
+                from engine.evaluate import Evaluator as Work
             else:
                 from engine.trainer import Trainer
 
-        if config.mode == "prepare" and seat is None:
-            return Preparer(config, run_dir, recorder, stop, started, contract_digest).run()
+        if not config.makes_steps and seat is None:
+            return Work(config, run_dir, recorder, stop, started, contract_digest).run()
         return Trainer(config, run_dir, recorder, stop, started, contract_digest, seat, given).run()
     except StopNow:
         return ended("STOPPED", f"{stop.signal} in phase {recorder.phase}", ExitCode.INTERRUPTED)

@@ -24,6 +24,7 @@ from engine.sections import (
     Contract,
     Data,
     Distill,
+    Evaluate,
     Prepare,
     RunConfig,
     Smoke,
@@ -42,6 +43,7 @@ __all__ = [
     "Contract",
     "Data",
     "Distill",
+    "Evaluate",
     "Prepare",
     "RunConfig",
     "Smoke",
@@ -82,6 +84,7 @@ _ALIASES = {
     "sequence_length": "train.sequence",
     "student_init": "student.path",
     "teacher_apr": "teacher.path",
+    "temperature": "distill.temperature",
 }
 """Names that other trainers and the predecessor's records use."""
 _LATER: Final[Mapping[str, Mapping[str, object]]] = {
@@ -94,6 +97,7 @@ _LATER: Final[Mapping[str, Mapping[str, object]]] = {
         "parallel": "auto",
     },
     "prepare": {"shard_mib": 256, "min_mass": 0.8, "check_batches": 4},
+    "evaluate": msgspec.to_builtins(Evaluate()),
 }
 """Keys that came after the first runs: with these values they are left out of a fingerprint, so that a run that was
 made before there were such keys keeps the one that its evidence states."""
@@ -177,11 +181,11 @@ def fingerprint(config: RunConfig) -> str:
 def gate_fingerprint(config: RunConfig) -> str:
     """SHA-256 in hex over what a smoke and its production run have in common.
 
-    Left out: mode, train.steps, train.max_steps, train.prefetch, teacher.cache, smoke.*, prepare.*, checkpoint.* and
-    supervise.*.
+    Left out: mode, train.steps, train.max_steps, train.prefetch, teacher.cache, smoke.*, prepare.*, evaluate.*,
+    checkpoint.* and supervise.*.
     """
     tree = _canonical(config)
-    for section in ("mode", "smoke", "checkpoint", "supervise", "prepare"):
+    for section in ("mode", "smoke", "checkpoint", "supervise", "prepare", "evaluate"):
         tree.pop(section, None)
     for key in ("steps", "max_steps", "prefetch"):
         tree["train"].pop(key, None)
@@ -212,8 +216,9 @@ def _canonical(config: RunConfig) -> dict[str, dict[str, object]]:
         for key, default in defaults.items():
             if tree[section] and tree[section][key] == default:
                 del tree[section][key]
-    if not tree["prepare"]:
-        del tree["prepare"]
+    for section in ("prepare", "evaluate"):
+        if not tree[section]:
+            del tree[section]
     return tree
 
 
@@ -246,7 +251,7 @@ def _simplest(config: RunConfig) -> RunConfig:
 def _contradictions(config: RunConfig) -> Iterator[tuple[str, object, str]]:
     """Full key path, its value and what was expected, for values that are right alone and wrong together."""
     student, train, glob = config.student, config.train, config.data.glob
-    if config.teacher is None and config.distill.alpha != 1.0:
+    if config.teacher is None and config.distill.alpha != 1.0 and (config.makes_steps or config.mode == "prepare"):
         yield "teacher", None, f"a model, unless distill.alpha is 1 (it is {config.distill.alpha})"
     if student.path is None and student.from_ is None:
         yield "student", {}, "one of its keys path and from"
@@ -266,6 +271,10 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[str, object, str]]:
     if config.mode == "prepare" and (config.teacher is None or config.teacher.source == "online"):
         source = None if config.teacher is None else config.teacher.source
         yield "teacher.source", source, "hidden or topk: what is to be prepared"
+    if config.mode == "evaluate" and config.evaluate.runs_code and not config.evaluate.run_generated_code:
+        yield "evaluate.run_generated_code", False, "--run-generated-code: the answers of this suite are programs"
+    if config.evaluate.samples > 1 and config.evaluate.temperature == 0:
+        yield "evaluate.samples", config.evaluate.samples, "1 with evaluate.temperature 0: greedy answers are all the same"
     if train.min_learning_rate > train.learning_rate:
         limit = train.learning_rate
         yield "train.min_learning_rate", train.min_learning_rate, f"at most train.learning_rate ({limit})"

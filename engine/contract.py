@@ -13,6 +13,7 @@ import msgspec.inspect as ms
 
 from engine.errors import ConfigError
 from engine.schema import alternatives, expected, nearest, show
+from engine.sections import SUITES, RunConfig
 from engine.stream import Eval, Event, Projection, Step
 from engine.text import clean
 from engine.yaml_io import parse_document
@@ -172,9 +173,16 @@ def parse_contract(text: str, source: str) -> Contract:
     return Contract(version=1, name=str(top["name"]), falsifiers=falsifiers)
 
 
-def builtin_contract(mode: str) -> str:
-    """Text of the contract that ships for a mode: `smoke`, `train` or `prepare`."""
-    return (Path(__file__).parent / "assets" / "contracts" / f"{mode}.yaml").read_text(encoding="utf-8")
+def builtin_contract(name: str) -> str:
+    """Text of a contract that ships; see `contract_name`."""
+    return (Path(__file__).parent / "assets" / "contracts" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def contract_name(config: RunConfig) -> str:
+    """The contract that ships for a configuration: its mode's, and of an evaluation its suite's."""
+    if config.mode != "evaluate":
+        return config.mode
+    return f"evaluate-{config.evaluate.suite if config.evaluate.suite in SUITES else 'problems'}"
 
 
 def limit_of(threshold: Threshold, precision: str) -> tuple[str, float]:

@@ -48,9 +48,25 @@ OF_TOPK = (
     "topk_mass",
     *(name for t in FIDELITY_TEMPERATURES for k in FIDELITY_COUNTS for name in fidelity_names(t, k)),
 )
+OF_HELDOUT = ("heldout_loss", "heldout_perplexity")
+OF_HELDOUT_WITH_TEACHER = ("teacher_agreement", "teacher_kl")
+"""Of an evaluation on the held-out part: nats a token and its exponential; top-1 agreement and KL(teacher || student)
+at temperature 1, nats a token."""
+CONTROLS = ("control_canonical", "control_constant", "control_empty", "control_pass")
+PASS_AT = (1, 10, 100)
+OF_PROBLEMS = (*CONTROLS, *(f"pass_at_{k}" for k in PASS_AT))
+"""Of an evaluation on problems: the controls' scores, and the unbiased pass@k of the whole suite as far as there are k
+answers a problem. A part of a suite brings `part_pass_at_…` instead, which no claim about the suite is judged on."""
+OF_A_PART = tuple(f"part_pass_at_{k}" for k in PASS_AT)
+OF_A_PUBLICATION = ("publish_files_differ", "publish_logit_error")
+_WHAT = {"prepare": "a preparation", "evaluate": "an evaluation", "publish": "a publication"}
 _PREPARED = ("teacher_logit_error", *OF_A_PREPARATION)
+_EVERY = {
+    *(*ALWAYS, *WITH_TEACHER, *OF_A_TRAINING, *_PREPARED, *OF_TOPK),
+    *(*OF_HELDOUT, *OF_HELDOUT_WITH_TEACHER, *OF_PROBLEMS, *OF_A_PART, *OF_A_PUBLICATION),
+}
 EVALUATED_WITH_TEACHER = ("eval.agreement", "eval.cosine")
-MEASURES = tuple(f"measure.{name}" for name in sorted({*ALWAYS, *WITH_TEACHER, *OF_A_TRAINING, *_PREPARED, *OF_TOPK}))
+MEASURES = tuple(f"measure.{name}" for name in sorted(_EVERY))
 """Every measure that the engine ever emits."""
 
 
@@ -59,6 +75,12 @@ def measures_of(config: RunConfig) -> frozenset[str]:
     if config.mode == "prepare":
         topk = config.teacher is not None and config.teacher.source == "topk"
         return frozenset((*_PREPARED, *(OF_TOPK if topk else ())))
+    if config.mode == "evaluate":
+        if config.evaluate.runs_code:
+            return frozenset((*OF_PROBLEMS, *OF_A_PART))
+        return frozenset((*OF_HELDOUT, *(OF_HELDOUT_WITH_TEACHER if config.teacher else ())))
+    if config.mode == "publish":
+        return frozenset(OF_A_PUBLICATION)
     return frozenset(
         (*ALWAYS, *(WITH_TEACHER if config.teacher else ()), *(OF_A_TRAINING if config.mode == "train" else ()))
     )
@@ -90,8 +112,8 @@ def require_measured(contract: Contract, config: RunConfig, source: str) -> None
 def _unbrought(metric: str, config: RunConfig, brought: frozenset[str]) -> str:
     """Why nothing brings a metric; empty where something does."""
     kind, _, name = metric.partition(".")
-    if config.mode == "prepare" and kind in ("step", "eval", "efficiency"):
-        return "a preparation makes no steps"
+    if not config.makes_steps and kind in ("step", "eval", "efficiency"):
+        return f"{_WHAT[config.mode]} makes no steps"
     if kind == "projection":
         return "" if config.mode == "smoke" else "only a smoke brings it"
     if metric in EVALUATED_WITH_TEACHER:
@@ -104,8 +126,14 @@ def _unbrought(metric: str, config: RunConfig, brought: frozenset[str]) -> str:
         return "only a preparation with teacher.source topk brings it"
     if name in OF_A_PREPARATION:
         return "only a preparation brings it"
-    if config.mode == "prepare" and name in (*ALWAYS, *WITH_TEACHER):
-        return "a preparation does not bring it"
+    if name in OF_A_PUBLICATION:
+        return "only a publication brings it"
+    if name in (*OF_PROBLEMS, *OF_A_PART):
+        return "only an evaluation on problems brings it"
+    if name in (*OF_HELDOUT, *OF_HELDOUT_WITH_TEACHER):
+        return "only an evaluation on the held-out part brings it"
+    if not config.makes_steps and name in (*ALWAYS, *WITH_TEACHER):
+        return f"{_WHAT[config.mode]} does not bring it"
     return "only a run with a teacher brings it" if name in WITH_TEACHER else "nothing brings it"
 
 

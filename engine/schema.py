@@ -154,8 +154,10 @@ class Walker:
         return value
 
     def _resolved(self, value: str, kind: ms.Type, builtins: object, path: str) -> str:
+        if isinstance(builtins, tuple) and value in builtins:
+            return value
         if value == "builtin" or value.startswith("builtin:"):
-            if isinstance(builtins, tuple) and value not in builtins:
+            if isinstance(builtins, tuple):
                 self.add(path, f"{show(value)}: expected {expected(kind)}{_did_you_mean(value, builtins)}")
             return value
         if ON_HOST.match(value):

@@ -37,6 +37,16 @@ CachePath = Annotated[
     str,
     Meta(min_length=1, description="a directory of the machine that trains", extra={BUILTIN: ()}),
 ]
+SUITES = ("heldout", "humaneval")
+"""Suites by name; every other one is a file of problems."""
+SuitePath = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        description="heldout, humaneval or a file of problems",
+        extra={BUILTIN: SUITES},
+    ),
+]
 Layers = Annotated[list[Whole], Meta(min_length=1, description="a list of layer numbers, the first being 0")]
 
 
@@ -160,6 +170,38 @@ class Prepare(Section, frozen=True, kw_only=True):
     """Random batches that are computed again and held against what was stored."""
 
 
+class Evaluate(Section, frozen=True, kw_only=True):
+    """What `kdconsole evaluate` asks of a trained student, and how its generated code may run."""
+
+    suite: SuitePath = "heldout"
+    """heldout: losses on the held-out part; humaneval or a JSONL file of its form: problems solved by generated code."""
+    limit: Count | None = None
+    """The first so many problems alone; None: all of them."""
+    samples: Annotated[int, Meta(ge=1, le=1000)] = 1
+    """Completions a problem."""
+    temperature: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    """Of sampling; 0 takes the likeliest token always (greedy)."""
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    max_new_tokens: Annotated[int, Meta(ge=1, le=32_768)] = 512
+    batch: Annotated[int, Meta(ge=1, le=4096)] = 16
+    """Completions that are generated together."""
+    seed: Whole = 0
+    run_generated_code: bool = False
+    """Set by --run-generated-code and by nothing else; without it no problem suite starts."""
+    workers: Count | None = None
+    """Programs that run at a time; None: one a processor."""
+    wall_seconds: Positive = 15.0
+    """Of one program, from start to end."""
+    cpu_seconds: Count = 5
+    memory_mib: Annotated[int, Meta(ge=64, le=65_536)] = 512
+    """Address space of one program."""
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether the suite is one of problems, whose answers are programs."""
+        return self.suite != "heldout"
+
+
 class Checkpoint(Section, frozen=True, kw_only=True):
     """When the state is saved."""
 
@@ -199,7 +241,7 @@ class Contract(Section, frozen=True, kw_only=True):
 class RunConfig(Section, frozen=True, kw_only=True):
     """Everything that decides a run's result. `load_config` makes checked ones."""
 
-    mode: Literal["train", "smoke", "prepare"] = "train"
+    mode: Literal["train", "smoke", "prepare", "evaluate", "publish"] = "train"
     teacher: Teacher | None
     """None only with distill.alpha 1, plain training without a teacher."""
     student: Student
@@ -207,10 +249,16 @@ class RunConfig(Section, frozen=True, kw_only=True):
     data: Data
     train: Train = field(default_factory=Train)
     prepare: Prepare = field(default_factory=Prepare)
+    evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     smoke: Smoke = field(default_factory=Smoke)
     contract: Contract = field(default_factory=Contract)
     supervise: Supervise = field(default_factory=Supervise)
+
+    @property
+    def makes_steps(self) -> bool:
+        """Whether its mode trains at all."""
+        return self.mode in ("train", "smoke")
 
     @property
     def max_steps(self) -> int | None:

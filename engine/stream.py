@@ -169,6 +169,39 @@ class Progress(Event, frozen=True, kw_only=True):
     seconds_left: float | None = None
 
 
+class Control(Event, frozen=True, kw_only=True):
+    """Answers whose score is known before, put through an evaluator that is to be believed: the score that they got.
+
+    `name` is empty, pass, constant or canonical; `expected` and `observed` are shares of `problems`, 0 to 1.
+    """
+
+    name: str
+    expected: float
+    observed: float
+    problems: Integer
+    detail: str = ""
+    """The problems that make the difference, the first of them by name."""
+
+
+class Problem(Event, frozen=True, kw_only=True):
+    """One generated answer of a problem was judged: the program ran, or it was ended.
+
+    `outcome` is passed, wrong, error, time, memory or gone; `sample` counts the answers of a problem from 0.
+    """
+
+    task: str
+    sample: Integer = 0
+    passed: bool
+    outcome: str
+    detail: str = ""
+    tokens: Integer
+    """Generated ones."""
+    seconds: float
+    """Of the program."""
+    again: bool = False
+    """An earlier attempt told the same."""
+
+
 class Eval(Event, frozen=True, kw_only=True):
     """Losses on the held-out part; top-1 agreement (0 to 1) and cosine of logits with the teacher, if there is one."""
 
@@ -255,7 +288,7 @@ class End(Event, frozen=True, kw_only=True):
 
 
 EVENT_TYPES: tuple[type[Event], ...] = (
-    Run, Inputs, Phase, Heartbeat, Vitals, Measure, Step, Efficiency, Progress, Eval,
+    Run, Inputs, Phase, Heartbeat, Vitals, Measure, Step, Efficiency, Progress, Control, Problem, Eval,
     Checkpoint, CheckpointFailed, Projection, Verdict, Log, End,
 )  # fmt: skip
 _BY_TAG: dict[str, type[Event]] = {str(cls.__struct_config__.tag): cls for cls in EVENT_TYPES}
@@ -264,7 +297,7 @@ _FLOAT_FIELDS: dict[str, frozenset[str]] = {
     for tag, cls in _BY_TAG.items()
 }
 EVENT_DECODER = msgspec.json.Decoder(
-    Run | Inputs | Phase | Heartbeat | Vitals | Measure | Step | Efficiency | Progress | Eval
+    Run | Inputs | Phase | Heartbeat | Vitals | Measure | Step | Efficiency | Progress | Control | Problem | Eval
     | Checkpoint | CheckpointFailed | Projection | Verdict | Log | End
 )  # fmt: skip
 _encoder = msgspec.json.Encoder()

@@ -249,7 +249,7 @@ def test_a_key_with_an_escape_sequence_cannot_reach_the_terminal() -> None:
         ("smoke:", "smoke: null: expected a mapping; leave it out, or give it keys"),
         ("contract: 5", "contract: 5: expected a path or a mapping"),
         ("contract: ''", 'contract: "": expected a YAML file or builtin'),
-        ("mode: 3", "mode: 3: expected prepare, smoke or train"),
+        ("mode: 3", "mode: 3: expected evaluate, prepare, publish, smoke or train"),
     ],
 )
 def test_a_wrong_value_is_shown_with_what_was_expected(text: str, message: str) -> None:
@@ -599,7 +599,7 @@ def test_a_section_in_the_file_that_is_none_is_reported_even_when_an_option_sets
         (
             "KDCONSOLE_TEMPERATURE",
             "1",
-            "KDCONSOLE_TEMPERATURE: unknown variable; did you mean KDCONSOLE_DISTILL__TEMPERATURE?",
+            "KDCONSOLE_TEMPERATURE: unknown variable; did you mean KDCONSOLE_DISTILL__TEMPERATURE or KDCONSOLE_EVALUATE__TEMPERATURE?",
         ),
         ("KDCONSOLE_EVIDENC", "1", "KDCONSOLE_EVIDENC: unknown variable; did you mean KDCONSOLE_EVIDENCE?"),
         ("KDCONSOLE_ZZZZ", "1", "KDCONSOLE_ZZZZ: unknown variable; expected a name such as KDCONSOLE_TRAIN__STEPS"),

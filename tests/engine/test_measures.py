@@ -11,9 +11,19 @@ from engine.config import RunConfig, load_config
 from engine.contract import METRICS, Contract, builtin_contract, metrics_of, parse_contract
 from engine.errors import ConfigError
 from engine.export import LIMITS
-from engine.measures import MEASURES, OF_A_TRAINING, OF_TOPK, fidelity_names, require_measured
+from engine.measures import (
+    MEASURES,
+    OF_A_PART,
+    OF_A_TRAINING,
+    OF_HELDOUT_WITH_TEACHER,
+    OF_TOPK,
+    fidelity_names,
+    require_measured,
+)
 
+SHIPPED = ("smoke", "train", "prepare", "publish", "evaluate-heldout", "evaluate-humaneval", "evaluate-problems")
 HIDDEN, TOPK = ("teacher.source=hidden",), ("teacher.source=topk",)
+HUMANEVAL = ("evaluate.suite=humaneval", "evaluate.run_generated_code=true")
 ALONE = ("teacher=null", "distill.alpha=1", "data.tokenizer=builtin")
 
 
@@ -38,10 +48,11 @@ def test_so_does_the_one_of_a_preparation(sets: tuple[str, ...]) -> None:
 
 
 def test_each_measure_is_asked_for_by_a_contract_that_ships() -> None:
-    contracts = [parse_contract(builtin_contract(mode), mode) for mode in ("smoke", "train", "prepare")]
+    contracts = [parse_contract(builtin_contract(name), name) for name in SHIPPED]
     asked = {metric for each in contracts for falsifier in each.falsifiers for metric in metrics_of(falsifier)}
     # What stored logits keep is told; what must be kept is a key of the configuration, prepare.min_mass.
-    assert asked - set(METRICS) == set(MEASURES) - {f"measure.{name}" for name in OF_TOPK}
+    told = {*OF_TOPK, *OF_A_PART, "pass_at_10", "pass_at_100", "heldout_perplexity", *OF_HELDOUT_WITH_TEACHER}
+    assert asked - set(METRICS) == set(MEASURES) - {f"measure.{name}" for name in told}
 
 
 def test_what_stored_logits_keep_has_a_name_for_each_temperature_and_number() -> None:
@@ -68,6 +79,12 @@ def test_the_measures_of_an_export_are_those_that_it_is_held_to() -> None:
         ("prepare", TOPK, "measure.teacher_student_distance", "a preparation does not bring it"),
         ("prepare", TOPK, "measure.steps_per_second", "a preparation does not bring it"),
         ("prepare", TOPK, "eval.loss", "a preparation makes no steps"),
+        ("evaluate", (), "step.loss", "an evaluation makes no steps"),
+        ("evaluate", (), "measure.pass_at_1", "only an evaluation on problems brings it"),
+        ("evaluate", HUMANEVAL, "measure.heldout_loss", "only an evaluation on the held-out part brings it"),
+        ("evaluate", HUMANEVAL, "measure.teacher_logit_error", "an evaluation does not bring it"),
+        ("publish", (), "measure.pass_at_1", "only an evaluation on problems brings it"),
+        ("train", (), "measure.publish_files_differ", "only a publication brings it"),
     ],
 )
 def test_what_nothing_brings_is_refused_by_name(mode: str, sets: tuple[str, ...], metric: str, why: str) -> None:
