@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 5
 CONSTRAINTS := --constraint constraints.txt
 
 FUZZ_MINUTES ?= 60
@@ -13,9 +14,10 @@ smoke: $(VENV)/installed
 	$(BIN)/kdconsole --headless smoke
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 5
+	$(PYTEST) -m "not slow"
 
 soak: $(VENV)/installed-test
+	$(PYTEST) -m slow
 	$(BIN)/python tests/faults/harness.py --kills 200 --command-kills 20
 	$(BIN)/python tests/faults/dispatch_soak.py --kills 200 --faults 1000
 	$(BIN)/python tests/faults/fuzz_readers.py --minutes $(FUZZ_MINUTES)

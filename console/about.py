@@ -9,6 +9,7 @@ from console.run_state import RunState
 from dispatch.manifest import Manifest
 from dispatch.old_manifest import OldManifest
 
+_PHASES = {"train": "4", "evaluate": "5", "publish": "6"}
 LONG_SEQUENCE = 256
 """Tokens of a window from which on a smoke is the campaign's check of scale."""
 
@@ -72,11 +73,11 @@ def campaign_phase(mode: str, sequence: object) -> str:
     """The phase of a campaign that a run of ours belongs to; empty where its mode is not known.
 
     The phases are 1 (teacher backend), 2 (student and KD step), 3 (end-to-end smoke), 3b (check of scale, windows of
-    256 tokens or more), 4 (production run), 5 (HumanEval) and 6 (publish); of these a smoke is 3 or 3b, and a training
-    4. A preparation belongs to none.
+    256 tokens or more), 4 (production run), 5 (HumanEval) and 6 (publish); of these a smoke is 3 or 3b, a training 4,
+    an evaluation 5 and a publication 6. A preparation belongs to none.
     """
-    if mode == "train":
-        return "4"
+    if mode in _PHASES:
+        return _PHASES[mode]
     if mode != "smoke":  # what stores a teacher serves all of them
         return ""
     return "3b" if isinstance(sequence, int) and sequence >= LONG_SEQUENCE else "3"

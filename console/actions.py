@@ -75,7 +75,14 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "previous_pane", "shift+tab", "previous pane", "Go to the pane before.", (*DASHBOARDS, "compare"), footer=False
     ),
-    Action("pane_1", "1", "loss", "Show the loss chart; again: the teacher agreement.", DASHBOARDS, footer=False),
+    Action(
+        "pane_1",
+        "1",
+        "loss",
+        "Show the loss chart, again: the teacher agreement; of an evaluation its score.",
+        DASHBOARDS,
+        footer=False,
+    ),
     Action("pane_2", "2", "verdicts", "Show the falsifiers.", DASHBOARDS, footer=False),
     Action("pane_3", "3", "checkpoints", "Show the checkpoint timeline.", DASHBOARDS, footer=False),
     Action("pane_4", "4", "projection", "Show the projection.", DASHBOARDS, footer=False),
@@ -104,7 +111,15 @@ ACTIONS: tuple[Action, ...] = (
     Action("to_start", "left_curly_bracket", "start", "Show the run at its beginning.", DASHBOARDS, footer=False),
     Action("to_end", "right_curly_bracket", "end", "Show the latest of the run.", DASHBOARDS, footer=False),
     Action("fetch", "g", "fetch…", "Bring checkpoints and the model here from the run's host.", ("run",), True),
-    Action("resume", "r", "resume…", "Go on with a training that was stopped or broke.", ("run",), True, footer=False),
+    Action(
+        "resume",
+        "r",
+        "resume…",
+        "Go on with a training or an evaluation that was stopped or broke.",
+        ("run",),
+        True,
+        footer=False,
+    ),
     # New run
     Action("start", "enter,ctrl+j,ctrl+enter", "start", "Start the run once its checks have passed.", ("new",), True),
     Action("mode", "m", "mode", "Smoke for a minute, train to the last step, or store the teacher.", ("new",)),

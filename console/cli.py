@@ -18,12 +18,15 @@ COMMANDS = {
     "clean": "console.clean_command:clean_command",
     "compare": "console.compare_command:compare_command",
     "config": "console.config_command:config_group",
+    "convert": "console.convert_command:convert_command",
+    "evaluate": "console.evaluate_command:evaluate_command",
     "export": "console.run_commands:export_command",
     "fetch": "console.fetch_command:fetch_command",
     "hosts": "console.hosts_command:hosts_group",
     "import": "console.import_command:import_command",
     "preflight": "console.preflight_command:preflight_command",
     "prepare": "console.start_commands:prepare_command",
+    "publish": "console.publish_command:publish_command",
     "review": "console.review_command:review_command",
     "report": "console.report_command:report_command",
     "room": "console.room:room_command",
@@ -61,7 +64,7 @@ class Commands(click.Group):
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option("--headless", is_flag=True, help="Run without a screen: prepare, smoke, train, attach, review, compare.")
+@click.option("--headless", is_flag=True, help="No screen: prepare, smoke, train, evaluate, attach, review, compare.")
 @click.option("--readonly", is_flag=True, help="The screen starts, stops and writes nothing.")
 @click.option("--evidence", metavar="DIR", type=click.Path(path_type=Path), help="Whose runs the screen lists.")
 @click.option("--debug", is_flag=True, envvar="KDCONSOLE_DEBUG", help="Show tracebacks.")
@@ -82,7 +85,7 @@ def cli(context: click.Context, headless: bool, readonly: bool, evidence: Path |
     if context.invoked_subcommand is None:
         if headless:
             raise click.UsageError(
-                "--headless needs a command: prepare, smoke, train or attach; for past runs review, compare"
+                "--headless needs a command: evaluate, prepare, smoke, train or attach; for past runs review, compare"
             )
         open_screen(context, evidence or Path(os.environ.get("KDCONSOLE_EVIDENCE") or "evidence"))
 

@@ -14,8 +14,9 @@ import click
 if TYPE_CHECKING:
     from console.narration import Narrator
     from console.report import Result
+    from engine.config import RunConfig
 
-MODES = ("smoke", "train", "prepare")
+MODES = ("smoke", "train", "prepare", "evaluate")
 """What a configuration can be read for."""
 EXIT_CODES = """\b
 Exit codes:
@@ -63,6 +64,16 @@ def need_terminal(context: click.Context) -> None:
         return
     command = context.info_name if context.parent else "COMMAND"
     raise click.UsageError(f"the dashboard needs a terminal; without one: kdconsole --headless {command} …")
+
+
+def require_room(config: RunConfig, evidence: Path, force: bool, quiet: bool) -> list[str]:
+    """Refuses a run that has too little room on this machine; see `console.room.require_room`."""
+    from rich.console import Console
+
+    from console import room
+
+    console = Console(stderr=True, highlight=False)
+    return room.require_room(config, evidence, force=force, show=lambda table: None if quiet else console.print(table))
 
 
 def narrator(quiet: bool) -> Narrator:

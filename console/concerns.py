@@ -9,6 +9,7 @@ from console.irregular import BEFORE, non_finite, spikes
 from console.outlook import by_urgency, last_checkpoint
 from console.palette import CHECKPOINTS, RUNS, VERDICTS, Mark
 from console.run_state import RunState
+from console.scored import off_text
 from console.times import age
 from console.view import Link
 from engine.stream import Verdict
@@ -47,6 +48,7 @@ def concerns(state: RunState, link: Link | None = None) -> list[Concern]:
     told = {v.step for v in failing}
     return [
         *(() if link is None else supervision(link)),
+        *_controls(state),
         *severe,
         *(each for each in (_non_finite(state, told), _unsaved(state)) if each is not None),
         *(_failed(v) for v in failing if v.severity == "warn"),
@@ -70,6 +72,14 @@ def supervision(link: Link) -> list[Concern]:
     waited = age(known.supervisor.waited_seconds)
     text = f"no progress for {waited} in phase {stall.phase}, says the supervisor{why and f', it {why}'}{stacks}"
     return [Concern(RUNS["STALLED"], text, f"no progress for {waited}", True)]
+
+
+def _controls(state: RunState) -> list[Concern]:
+    """Controls of an evaluation that did not score what they must: whatever it scores says nothing."""
+    return [
+        Concern(VERDICTS["FAIL"], f"control off: {off_text(each)}", f"control {each.name} OFF", True)
+        for each in state.answers.off
+    ]
 
 
 def _failed(verdict: Verdict) -> Concern:

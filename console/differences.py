@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from console.compared_answers import evaluations
 from console.compared_losses import LEAST_STEPS, losses
 from console.efficiency import basis, counted, utilisation
 from console.efficiency import seconds as step_time
@@ -46,9 +47,12 @@ def differences(runs: Sequence[LoadedRun], now: float) -> tuple[Section, ...]:
         runs: at least one.
         now: Unix seconds, for the state of those that go on.
     """
+    steps = any(run.state.makes_steps for run in runs)
     with np.errstate(all="ignore"):  # what a broken run gives is shown as it is, and not warned of on the screen
+        trained = (losses(runs),) if steps else ()
         sections = (
-            *(_about(runs, now), _configuration(runs), losses(runs), _verdicts(runs), _speed(runs)),
+            *(_about(runs, now), _configuration(runs), *evaluations(runs), *trained, _verdicts(runs)),
+            _speed(runs),
             *(_inputs(runs), _evidence(runs)),
         )
     return tuple(section for section in sections if section.lines or section.note)

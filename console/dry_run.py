@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from console import launch
+from console import checks, launch
 from console.launch import Job
 from console.stored import stored_what, stored_where
 from dispatch.manifest import EVENTS, FIRST_FILES, MANIFEST, SUMS
@@ -24,6 +24,7 @@ from dispatch.supervisor import ALWAYS_SET, PASSED_NAMES, PASSED_PREFIXES, train
 from dispatch.transport import Completed, FileStat
 from engine.config import RunConfig, fingerprint, gate_fingerprint
 from engine.errors import ExitCode, KdError
+from engine.problems import PROBLEMS
 from engine.text import clean
 
 if TYPE_CHECKING:
@@ -78,9 +79,10 @@ async def rehearse(job: Job, reach: Reach, say: Callable[[str], object]) -> DryR
     Raises:
         KdError: the job is refused before anything could be planned, or the host cannot be reached.
     """
-    await asyncio.to_thread(launch.check, job.config, job.host)
+    await asyncio.to_thread(checks.check, job.config, job.host)
+    await asyncio.to_thread(checks.problems_of, job.config)
     refusals: list[str] = []
-    problem = launch.writable_problem(job.evidence, probe=False)
+    problem = checks.writable_problem(job.evidence, probe=False)
     if problem:
         refusals.append(problem)
     if job.host is None:
@@ -97,10 +99,10 @@ def _here(job: Job, refusals: list[str]) -> DryRun:
         overrides += room.require_room(job.config, job.evidence, force=job.force)
     except KdError as error:
         refusals.append(str(error))
-    steps = [_configuration(job, job.config), _room(needed)]
+    steps = [_configuration(job, job.config), *_asked(job), _room(needed)]
     steps += _gate(job, job.config, None, refusals, overrides)
     path = Path(os.path.abspath(job.evidence), RUN)
-    steps.append(_directory(str(path), {"here": str(path)}))
+    steps.append(_directory(job.config, str(path), {"here": str(path)}))
     steps += [*_stored(job.config, None), *_launch(job.config, Place(_Nowhere("this machine"), str(path)))]
     steps += _end(job.config, str(path), None)
     return DryRun(job.config.mode, None, tuple(steps), tuple(refusals), tuple(overrides))
@@ -127,6 +129,7 @@ async def _there(job: Job, reach: Reach, refusals: list[str], say: Callable[[str
     over = f" over {known['over']}" if known["over"] else ""
     steps = [
         _configuration(job, plan.config),
+        *await asyncio.to_thread(_asked, job),
         Step(
             "connect",
             f"{job.host} at {address} as {known['user']}{over}: one SSH connection for everything",
@@ -137,8 +140,8 @@ async def _there(job: Job, reach: Reach, refusals: list[str], say: Callable[[str
     steps += await asyncio.to_thread(_gate, job, plan.config, found.facts, refusals, overrides)
     steps += [_send(item) for item in plan.items]
     path, there = Path(os.path.abspath(job.evidence), RUN), f"{plan.remote.run_dir}/{RUN}"
-    steps.append(_directory(str(path), {"here": str(path)}))
-    steps.append(_directory(f"{job.host}:{there}, with the same files", {"there": there}))
+    steps.append(_directory(job.config, str(path), {"here": str(path)}))
+    steps.append(_directory(job.config, f"{job.host}:{there}, with the same files", {"there": there}))
     steps += [*_stored(plan.config, job.host), *_launch(job.config, _place(plan, there, reach))]
     steps += _end(job.config, str(path), f"{job.host}:{there}")
     return DryRun(job.config.mode, job.host, tuple(steps), tuple(refusals), tuple(overrides))
@@ -150,6 +153,8 @@ def _configuration(job: Job, config: RunConfig) -> Step:
         long += f" or {config.smoke.max_steps:,} steps" if config.smoke.max_steps else ""
     elif config.mode == "prepare":
         long = f"storing the teacher's {stored_what(config)}"
+    elif config.mode == "evaluate":
+        long = f"an evaluation of {clean(config.student.source, 300)}"
     else:
         long = f"a training of {config.steps_asked:,} steps"
     values = {
@@ -159,6 +164,26 @@ def _configuration(job: Job, config: RunConfig) -> Step:
         "name": None if job.name is None else clean(job.name, 200),
     }
     return Step("check", f"{long}: configuration, models and data as far as that goes without torch", values)
+
+
+def _asked(job: Job) -> list[Step]:
+    """Of an evaluation: what of, what is asked, and what contains the programs that answer."""
+    if job.config.mode != "evaluate":
+        return []
+    from console.evaluation_text import asked_text, limits_text, walls_text
+
+    of, asked, problems = job.evaluated, job.config.evaluate, checks.problems_of(job.config)
+    values = {
+        "suite": clean(asked.suite, 300),
+        "model": None if of is None else of.model,
+        "run": None if of is None else of.run_id,
+        "model_sha256": None if of is None else of.sha256,
+    }
+    steps = [Step("ask", asked_text(job.config, problems), values)]
+    if problems is not None:
+        each = f"each answer as a program of its own, at most {limits_text(job.config)}, {walls_text(job.host)}"
+        steps.append(Step("contain", each, {"workers": asked.workers}))
+    return steps
 
 
 def _room(found: Room) -> Step:
@@ -209,8 +234,9 @@ def _send(item: Item) -> Step:
     return Step("send", f"{item.what}: {told}", values)
 
 
-def _directory(text: str, where: dict[str, object]) -> Step:
-    return Step("make", text, {**where, "files": list(FIRST_FILES)})
+def _directory(config: RunConfig, text: str, where: dict[str, object]) -> Step:
+    asked = [PROBLEMS] if config.mode == "evaluate" and config.evaluate.runs_code else []
+    return Step("make", text, {**where, "files": [*FIRST_FILES, *asked]})
 
 
 def _stored(config: RunConfig, host: str | None) -> list[Step]:
@@ -261,7 +287,7 @@ def _supervisor_of(config: RunConfig, place: Place) -> list[str]:
 
 def _end(config: RunConfig, path: str, there: str | None) -> list[Step]:
     """Following and sealing; `there` is the run's directory on its host."""
-    ctrl_c = "stops the run" if config.mode == "smoke" else "lets go of it, and the run goes on"
+    ctrl_c = "stops the run" if launch.waited_for(config.mode) else "lets go of it, and the run goes on"
     stream = f"{there or path}/{EVENTS}"
     kept = f", kept as {path}/{EVENTS}" if there else ""
     brought = "its small files are brought here, " if there else ""

@@ -75,9 +75,9 @@ def forecast(view: View) -> Forecast | None:
     if run is None or not view.timed or outlook(view).ended:
         return None
     now = host_now(view)
-    if run.mode == "prepare":  # what does the work says itself how long it will take
+    if not state.makes_steps:  # what does the work says itself how long it will take
         made = work(view, now)
-        left = made.seconds_left if made else None
+        left = made.seconds_left if made and made.last else None
         return None if left is None else Forecast((left,) * 3, (view.now + left,) * 3, math.nan)
     costs = _costs(state)
     by_steps = None if costs is None else _left(state, run.steps_asked, costs, now)

@@ -41,8 +41,9 @@ def resume(
     narrator: Narrator,
     accept_loss: bool = False,
     devices: int | None = None,
+    run_generated_code: bool = False,
 ) -> Result | None:
-    """Another attempt of a run that ended before its last step, from its newest whole checkpoint.
+    """Another attempt of a run that ended before its last step; see `launch.start_again`.
 
     Args:
         run_dir: the run.
@@ -50,12 +51,13 @@ def resume(
         narrator: hears how it goes.
         accept_loss: go on where a reboot of its host lost the end of its stream.
         devices: how many train it from here on; None: as many as its configuration says.
+        run_generated_code: of an evaluation, the answers to its problems may be run.
 
     Raises:
-        ConfigError: so many devices cannot share its batch.
+        ConfigError: so many devices cannot share its batch, or answers would be run and may not.
         RunError: it is no full run, it still runs, it is complete, or its stream there is not the one that is here.
     """
-    return asyncio.run(_resume(run_dir, allow_changed, narrator, accept_loss, devices))
+    return asyncio.run(_resume(run_dir, allow_changed, narrator, accept_loss, devices, run_generated_code))
 
 
 def attach(run_dir: runs.RunDir, narrator: Narrator, accept_loss: bool = False) -> Result | None:
@@ -82,7 +84,12 @@ async def _run(job: Job, narrator: Narrator) -> Result | None:
 
 
 async def _resume(
-    run_dir: runs.RunDir, allow_changed: Sequence[str], narrator: Narrator, accept_loss: bool, devices: int | None
+    run_dir: runs.RunDir,
+    allow_changed: Sequence[str],
+    narrator: Narrator,
+    accept_loss: bool,
+    devices: int | None,
+    run_generated_code: bool,
 ) -> Result | None:
     started = time.monotonic()
     events = run_dir.path / "events.jsonl"
@@ -90,11 +97,12 @@ async def _resume(
         with _interrupts() as interrupt:
             loss = narrator.say if accept_loss else None
             known = events.stat().st_size if events.exists() else 0
-            await launch.start_again(run_dir, allow_changed, reach.place(run_dir), loss, devices)
+            await launch.start_again(run_dir, allow_changed, reach.place(run_dir), loss, devices, run_generated_code)
             past = min(known, events.stat().st_size if events.exists() else 0)
             launched = time.monotonic() - started
             with contextlib.closing(reach.place(run_dir, keep=True)) as place:
-                return await _follow_run(run_dir, place, narrator, interrupt, False, None, launched, past)
+                stops = launch.waited_for(run_dir.manifest.mode)
+                return await _follow_run(run_dir, place, narrator, interrupt, stops, None, launched, past)
 
 
 async def _attach(run_dir: runs.RunDir, narrator: Narrator, accept_loss: bool) -> Result | None:
@@ -148,7 +156,7 @@ async def _follow_run(
                 # Only a smoke of ours is ended, and only while its host says that nothing comes: what is not reached,
                 # or still to be read, is no sign of anything. Of a long run it is told; the rest is its supervisor's.
                 silent = batch.silent_seconds > SILENCE_SECONDS or late
-                if stops_on_interrupt and silent and last.link.live and not batch.lines and problem is None:
+                if budget is not None and silent and last.link.live and not batch.lines and problem is None:
                     problem = RunError(
                         f"no end {SILENCE_SECONDS:g} s after the budget"
                         if late
@@ -164,6 +172,8 @@ async def _follow_run(
                     narrator.say(f"the stop could not be seen through: {error}")
     state = last.state if last else RunState()
     interrupted = stopping is not None and problem is None
+    if interrupted and run_dir.manifest.mode == "evaluate":
+        narrator.say(f"what is done is kept; it goes on with: {launch.goes_on_with(run_dir)}")
     sealed = await _seal(run_dir, place, narrator, interrupt)
     place.close()
     changed = sealed.problems if sealed is not None and not sealed.new else ()

@@ -1,11 +1,9 @@
-"""What comes before a run: everything that can be refused without torch, the directory, the start."""
+"""What comes before a run: its directory and its start, here or on a host, and another attempt of it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,29 +12,20 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from console.checks import check, problems_of, require_writable
 from dispatch import runs
-from dispatch.manifest import Remote
+from dispatch.manifest import Evaluated, Remote
 from dispatch.places import Place, Reach
 from dispatch.supervisor import read_regular, write_atomic
-from engine.cautions import needs_two_models, one_model
 from engine.config import RunConfig, load_config
-from engine.errors import ConfigError, DataError, ExitCode, RunError
-from engine.contract import contract_name
-from engine.falsifiers import builtin_contract, parse_contract
-from engine.formats import ModelFiles, inspect_model_dir, resolve_builtin, same_files
-from engine.measures import require_measured
+from engine.errors import ConfigError, ExitCode, RunError
+from engine.problems import PROBLEMS
 from engine.resume import RESUME, Resume
-from engine.schema import ON_HOST
-from engine.text import clean
-from engine.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from dispatch.facts import HostFacts
 
-MAX_CONTRACT_BYTES = 1 << 20
-BUILTIN_CORPUS = "builtin:stdlib"
-PROBE_BYTES = 16 << 10
-"""As much as the first files of a run take."""
+_MAX_RESUME_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -56,117 +45,35 @@ class Job:
     """Why it is started without a passed smoke; None: it is not."""
     smoke: str = ""
     """The command that makes the smoke that it may want, for the message; empty where nobody knows it."""
+    evaluated: Evaluated | None = None
+    """Of an evaluation, the model that it is of."""
 
     @property
     def stops_on_interrupt(self) -> bool:
-        """A smoke is waited for and dies with the wait; a long run is only watched."""
-        return self.config.mode == "smoke"
+        """Whether Ctrl-C stops it; see `waited_for`."""
+        return waited_for(self.config.mode)
+
+
+def waited_for(mode: str) -> bool:
+    """Whether a run of this mode is waited for and stops with the wait; a long one is only watched."""
+    return mode in ("smoke", "evaluate")
 
 
 def mode_overrides(mode: str, sets: Sequence[str]) -> dict[str, object]:
     """What is set for a mode, as `load_config` takes it.
 
-    The contract of a configuration is that of its trainings, and a preparation makes none of their claims: it has its
-    own one, unless one is set for it.
+    The contract of a configuration is that of its trainings, and a preparation or an evaluation makes none of their
+    claims: it has its own one, unless one is set for it.
 
     Args:
-        mode: smoke, train or prepare.
+        mode: smoke, train, prepare or evaluate.
         sets: the operator's `KEY=VALUE` texts.
     """
-    if mode != "prepare" or any(each.partition("=")[0].strip().partition(".")[0] == "contract" for each in sets):
+    if mode in ("smoke", "train") or any(
+        each.partition("=")[0].strip().partition(".")[0] == "contract" for each in sets
+    ):
         return {"mode": mode}
     return {"mode": mode, "contract.path": "builtin"}
-
-
-def check(config: RunConfig, host: str | None = None) -> str:
-    """Everything that can be refused before a process is started; returns the contract's text.
-
-    What is on the host already is looked at there, by the engine.
-
-    Args:
-        config: of the run.
-        host: where it is to run; None is this machine.
-
-    Raises:
-        ConfigError, ModelError, DataError, RunError: what is wrong, in one message.
-    """
-    text = contract_text(config)
-    require_measured(parse_contract(text, config.contract.path), config, config.contract.path)
-    wanted, given, tokenizer = config.student, config.teacher, config.data.tokenizer
-    paths = [wanted.source, *([given.path] if given else []), *config.data.paths, *([tokenizer] if tokenizer else [])]
-    paths += [given.cache] if given is not None and given.cache is not None else []
-    for path in paths:
-        if host is None and ON_HOST.match(path):
-            raise ConfigError(
-                f"{clean(path, 300)}: is on another machine", expected="a path of this one", do="run it there: --host"
-            )
-    student = teacher = None
-    if not ON_HOST.match(wanted.source):
-        student = inspect_model_dir(resolve_builtin(wanted.source), "student", need_weights=not wanted.starts_random)
-    if given is not None and not ON_HOST.match(given.path):
-        teacher = inspect_model_dir(resolve_builtin(given.path), "teacher")
-    if student is not None and teacher is not None:
-        check_vocabulary(teacher.vocab_size, student.vocab_size, teacher.tokenizer_dir, student.tokenizer_dir)
-    _check_two_models(config, teacher, student)
-    _check_corpus([path for path in config.data.paths if not ON_HOST.match(path)])
-    if tokenizer is None or tokenizer == "builtin" or ON_HOST.match(tokenizer):
-        return text
-    if not (Path(tokenizer) / "tokenizer.json").is_file():
-        shown = clean(tokenizer, 300)
-        raise DataError(
-            f"data.tokenizer: {shown} has no tokenizer.json", expected="a directory that has one, or builtin"
-        )
-    return text
-
-
-def _check_two_models(config: RunConfig, teacher: ModelFiles | None, student: ModelFiles | None) -> None:
-    """Refuses a long run whose teacher is its student by the files; the engine looks at the weights themselves."""
-    wanted, given = config.student, config.teacher
-    if given is None or not needs_two_models(config) or wanted.starts_random or wanted.layers is not None:
-        return
-    there = student is None and teacher is None and wanted.source == given.path
-    if there or (student is not None and teacher is not None and same_files(teacher, student)):
-        raise one_model(config)
-
-
-def _check_corpus(paths: Sequence[str]) -> None:
-    """What can be told of the corpus without tokenising it; the engine looks again, and at the rest."""
-    for given in paths:
-        path, shown = Path(given), clean(given, 300)
-        if given == BUILTIN_CORPUS or path.is_dir():
-            continue
-        if not path.exists():
-            raise DataError(f"data.path: {shown}: no such file or directory", do="check the path")
-        try:
-            empty = path.is_file() and not _first_byte(path)
-        except OSError as error:
-            raise DataError(
-                f"data.path: {shown}: cannot be read: {error.strerror}", do="check its permissions"
-            ) from None
-        if empty and len(paths) == 1:
-            raise DataError(f"data.path: {shown} is empty", expected="text", do="check the path")
-
-
-def _first_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(1)
-
-
-def contract_text(config: RunConfig) -> str:
-    """The YAML of the contract that a configuration names.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
-    if config.contract.path == "builtin":
-        return builtin_contract(contract_name(config))
-    path = Path(config.contract.path)
-    try:
-        return read_regular(path, MAX_CONTRACT_BYTES).decode()
-    except OSError as error:
-        raise ConfigError(f"contract {path}: {error.strerror}", expected="a YAML file or builtin") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"contract {path}: not UTF-8", expected="a YAML file") from None
 
 
 def create(job: Job) -> runs.RunDir:
@@ -175,14 +82,26 @@ def create(job: Job) -> runs.RunDir:
     Raises:
         KdError: the job is refused, or the directory cannot be made.
     """
-    return _create(job, job.config, check(job.config), job.overrides)
+    return _create(job, job.config, check(job.config), job.overrides, problems_of(job.config))
 
 
 def _create(
-    job: Job, config: RunConfig, contract: str, overrides: Sequence[str], remote: Remote | None = None
+    job: Job,
+    config: RunConfig,
+    contract: str,
+    overrides: Sequence[str],
+    problems: bytes | None,
+    remote: Remote | None = None,
 ) -> runs.RunDir:
     return runs.create_run(
-        config, evidence=job.evidence, contract_text=contract, name=job.name, overrides=overrides, remote=remote
+        config,
+        evidence=job.evidence,
+        contract_text=contract,
+        name=job.name,
+        overrides=overrides,
+        remote=remote,
+        evaluated=job.evaluated,
+        problems=problems,
     )
 
 
@@ -200,10 +119,11 @@ async def make(job: Job, reach: Reach, say: Callable[[str], object]) -> runs.Run
         KdError: the job is refused, the directory cannot be made, or the host cannot be reached.
     """
     contract = await asyncio.to_thread(check, job.config, job.host)
+    problems = await asyncio.to_thread(problems_of, job.config)
     await asyncio.to_thread(require_writable, job.evidence)
     if job.host is None:
         passed = await asyncio.to_thread(pass_gate, job, job.config, None, say)
-        return await asyncio.to_thread(_create, job, job.config, contract, (*job.overrides, *passed))
+        return await asyncio.to_thread(_create, job, job.config, contract, (*job.overrides, *passed), problems)
     from console.preflight import preflight, require
     from dispatch.remote import carry_out, plan_host, send_run
 
@@ -217,7 +137,7 @@ async def make(job: Job, reach: Reach, say: Callable[[str], object]) -> runs.Run
     await carry_out(reach, plan, say)
     remote = msgspec.structs.replace(plan.remote, facts=found.facts)
     overrides = (*job.overrides, *forced, *passed)
-    run_dir = await asyncio.to_thread(_create, job, plan.config, contract, overrides, remote)
+    run_dir = await asyncio.to_thread(_create, job, plan.config, contract, overrides, problems, remote)
     await send_run(reach, run_dir)
     return run_dir
 
@@ -247,44 +167,6 @@ def pass_gate(job: Job, config: RunConfig, facts: HostFacts | None, say: Callabl
     return passed
 
 
-def require_writable(evidence: Path) -> None:
-    """Refuses a directory for runs that cannot be made or written in, before anything else is done.
-
-    Raises:
-        RunError: it cannot.
-    """
-    problem = writable_problem(evidence, probe=True)
-    if problem:
-        raise RunError(problem, expected="a directory that can be written", do="choose one with --evidence DIR")
-
-
-def writable_problem(evidence: Path, *, probe: bool) -> str:
-    """Why no run can be kept in a directory, which need not be there yet; empty when it can.
-
-    Args:
-        evidence: the directory.
-        probe: write a file there, or where it would be made, and remove it: only that tells for certain.
-    """
-    there = Path(os.path.abspath(evidence))
-    while not os.path.lexists(there) and there != there.parent:
-        there = there.parent
-    shown = clean(str(there), 300)
-    if not there.is_dir():
-        return f"{shown}: is {'a file' if there.is_file() else 'no directory'}"
-    if not os.access(there, os.W_OK | os.X_OK):
-        return f"{shown}: cannot be written"
-    if probe:
-        file = there / f".kdconsole-{secrets.token_hex(4)}"
-        try:
-            with file.open("xb") as opened:
-                opened.write(b"\0" * PROBE_BYTES)
-        except OSError as error:
-            return f"{shown}: {error.strerror}"
-        finally:
-            file.unlink(missing_ok=True)
-    return ""
-
-
 def wants_gpu(config: RunConfig) -> bool:
     """A run of this configuration trains on a GPU where there is one."""
     return config.train.device in ("auto", "cuda")
@@ -292,7 +174,7 @@ def wants_gpu(config: RunConfig) -> bool:
 
 async def start(place: Place, config: RunConfig, *, again: bool = False) -> runs.Launch:
     """Starts a run of this configuration where it was made, on as many GPUs as it wants; see `Place.launch`."""
-    devices = 1 if config.mode == "prepare" else config.train.devices
+    devices = config.train.devices if config.makes_steps else 1
     return await place.launch(gpu=wants_gpu(config), devices=devices, again=again)
 
 
@@ -302,8 +184,11 @@ async def start_again(
     place: Place,
     loss: Callable[[str], object] | None = None,
     devices: int | None = None,
+    run_generated_code: bool = False,
 ) -> None:
     """Another attempt of a run that ended before its last step, from its newest whole checkpoint.
+
+    An evaluation that ended before its last answer goes on from what was generated and judged.
 
     Args:
         run_dir: the run.
@@ -311,14 +196,15 @@ async def start_again(
         place: where it is.
         loss: accepts that its host lost the end of its stream; see `dispatch.mirror`.
         devices: how many train it from here on; None: as many as its configuration says.
+        run_generated_code: the operator said again that the answers to an evaluation's problems may be run.
 
     Raises:
-        ConfigError: so many devices cannot share its batch.
+        ConfigError: so many devices cannot share its batch, or answers would be run and may not.
         RunError: it is no full run, it still runs, it is complete, or its stream there is not the one that is here.
     """
-    if run_dir.manifest.mode != "train":
+    mode = run_dir.manifest.mode
+    if mode not in ("train", "evaluate"):
         again = {"prepare": "kdconsole prepare CONFIG once more goes on from what is whole"}
-        mode = run_dir.manifest.mode
         raise RunError(f"run {run_dir.id}: a {mode}", expected="a training run", do=again.get(mode))
     # Of this attempt alone: the file stays as the manifest has it.
     config = load_config(
@@ -326,20 +212,28 @@ async def start_again(
         overrides={"train.devices": devices},
         options={"train.devices": "--devices"},
     )
+    if mode == "evaluate" and config.evaluate.runs_code and not run_generated_code:
+        raise ConfigError(
+            f"run {run_dir.id}: goes on to run generated code", expected="your word for it", do=goes_on_with(run_dir)
+        )
     if place.local:
         await asyncio.to_thread(check, config)
     now = await place.status()
     if now.state in ("running", "starting"):
         raise RunError(f"run {run_dir.id}: {now.state}", do=f"kdconsole --headless attach {run_dir.id}")
-    if now.exit is not None and now.exit.exit_code == ExitCode.OK:
-        raise RunError(f"run {run_dir.id}: complete already", do="start a new run to train further")
+    outcome = run_dir.manifest.outcome
+    judged = outcome is not None and (outcome.status == "COMPLETED" or outcome.exit_code == ExitCode.FAILED)
+    whole = mode == "evaluate" and judged
+    if whole or (now.exit is not None and now.exit.exit_code == ExitCode.OK):
+        further = "train further" if mode == "train" else "ask again"
+        raise RunError(f"run {run_dir.id}: complete already", do=f"start a new run to {further}")
     if not place.local:  # before the host goes on from what may be less than we have
         from dispatch.mirror import check_copy
 
         await check_copy(place.transport, place.run_dir, run_dir.path, python=place.python, loss=loss)
     before = None
     with contextlib.suppress(OSError):
-        before = read_regular(run_dir.path / RESUME, MAX_CONTRACT_BYTES)
+        before = read_regular(run_dir.path / RESUME, _MAX_RESUME_BYTES)
     try:
         write_atomic(run_dir.path / RESUME, msgspec.json.encode(Resume(tuple(allow_changed), devices)))
     except OSError as error:
@@ -356,6 +250,14 @@ async def start_again(
         _put_back(run_dir.path / RESUME, before)
         raise
     await asyncio.to_thread(reopen, run_dir)
+
+
+def goes_on_with(run_dir: runs.RunDir) -> str:
+    """The command that makes another attempt of a run, a training or an evaluation."""
+    if run_dir.manifest.mode != "evaluate":
+        return f"kdconsole train --resume {run_dir.id}"
+    asked = " --run-generated-code" if (run_dir.path / PROBLEMS).exists() else ""
+    return f"kdconsole evaluate --resume {run_dir.id}{asked}"
 
 
 def _put_back(path: Path, content: bytes | None) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from console.stored import shown_progress
+from console.stored import prepares, shown_progress
 from console.view import View
 from engine.stream import Progress
 
+EARLY_PHASES = ("controls", "generate")
+"""Of an evaluation: when the work of one is done, that of the next begins."""
 RATE_SECONDS = 60.0
 """What the rate is taken over, where there are reports of so long."""
 
@@ -28,6 +30,8 @@ class Work:
     unit: str
     rate: float | None
     seconds_left: float | None
+    last: bool = True
+    """Nothing of the kind comes after it, so that the run ends with it."""
 
     @property
     def fraction(self) -> float | None:
@@ -45,15 +49,18 @@ def work(view: View, now: float) -> Work | None:
     state, last = view.state, shown_progress(view.state)
     if last is None or (state.last_step is not None and state.last_step.t >= last.t):
         return None
-    prepares = state.run is not None and state.run.mode == "prepare"
-    if not prepares and state.phases and state.phases[-1].started > last.t:
+    # Of an evaluation that ended before its first answer was judged, what the controls took says nothing of it.
+    ended = state.end is not None and bool(state.answers.rows or not state.answers)
+    over = not state.makes_steps and (prepares(state) or ended)
+    if not over and state.phases and state.phases[-1].started > last.t:
         return None
     left = last.seconds_left
     if left is not None:
         left = max(0.0, left - max(0.0, now - last.t)) if math.isfinite(left) and left >= 0 else None
     goes_on = state.end is None and last.done < last.total
     alike = [each for each in state.pace.reports if each.unit == last.unit]
-    return Work(last.done, last.total, last.unit, _rate(alike), left if goes_on else None)
+    more_comes = state.phase in EARLY_PHASES and not prepares(state)
+    return Work(last.done, last.total, last.unit, _rate(alike), left if goes_on else None, last=not more_comes)
 
 
 def _rate(reports: Sequence[Progress]) -> float | None:

@@ -13,9 +13,11 @@ from rich.text import Text
 
 from console.report import duration
 from console.run_state import RunState
+from console.stored import prepares
+from console.without_steps import came
 from dispatch.follower import Batch
 from engine.human import human_lines
-from engine.stream import Eval, Log, Phase, Run, Verdict
+from engine.stream import Control, Eval, Log, Phase, Run, Verdict
 from engine.stream import Progress as Made
 
 PLAIN_SECONDS = 5.0
@@ -78,7 +80,7 @@ class Narrator:
     def show(self, state: RunState, batch: Batch) -> None:
         """What a batch brought, and where the run stands now."""
         for event in batch.events:
-            telling = isinstance(event, Phase | Eval | Run | Log) or (
+            telling = isinstance(event, Phase | Eval | Run | Log | Control) or (
                 isinstance(event, Verdict) and event.verdict != "PASS"
             )
             if telling:
@@ -106,10 +108,14 @@ def _share(made: Made) -> float:
 
 def _where(state: RunState) -> str:
     """One line: phase, step of total, loss, held-out loss, and for a long run the time left."""
-    if state.last_step is None and state.progress is not None and state.end is None:
-        made = state.progress
+    made = state.progress
+    if made is not None and not prepares(state) and state.phases and state.phases[-1].started > made.t:
+        made = None  # of a phase that is over
+    if state.last_step is None and made is not None and state.end is None:
         left = made.seconds_left
         text = f"{state.phase}  {made.done:,}/{made.total:,} {made.unit}  {_share(made):.0%}"
+        result = came(state)
+        text += f"  {result.short}" if result is not None and result.short else ""
         return text if left is None or not math.isfinite(left) else f"{text}  {duration(left)} left"
     if state.last_step is None:
         return state.phase

@@ -283,9 +283,9 @@ def fraction_done(view: View) -> float | None:
         return 1.0
     if run is None:
         return None
-    if run.mode == "prepare":
-        stored = work(view, host_now(view))
-        return stored.fraction if stored else None
+    if not state.makes_steps:
+        made_so_far = work(view, host_now(view))
+        return made_so_far.fraction if made_so_far else None
     if run.steps_asked <= 0 and not view.timed:  # nobody said of how many
         return None
     made = steps_made(state) / run.steps_asked if run.steps_asked > 0 else 0.0

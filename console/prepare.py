@@ -13,8 +13,9 @@ from typing import Literal
 import msgspec
 
 from console import gate
+from console.checks import check, contract_text
 from console.gate import Gate
-from console.launch import check, contract_text, mode_overrides
+from console.launch import mode_overrides
 from console.room import Room, look, shortage
 from console.stored import missing_store
 from engine.config import ConfigProblems, Data, RunConfig, Student, Teacher, load_config

@@ -16,9 +16,10 @@ from console.outlook import SILENCE_SECONDS, outlook, verdict_counts
 from console.row import UNASKED, UNREADABLE, Row
 from console.run_files import host_state, read_config, read_exit, read_manifest, read_small
 from console.run_reader import LoadedRun, read_ends
-from console.run_state import RunState
+from console.run_state import WITHOUT_STEPS, RunState
 from console.stored import shown_progress
 from console.view import Link, View
+from console.without_steps import came
 from dispatch.evidence import Evidence, Kind
 from dispatch.legacy import LegacyLog
 from dispatch.manifest import CONFIG, CONTRACT, EVENTS, EXIT, MANIFEST, SUMS, Manifest, Remote
@@ -199,6 +200,7 @@ def exact_row(loaded: LoadedRun, now: float) -> Row:
         judged={v.id: v.verdict for v in state.judged},
         failing=tuple(v.id for v in state.judged if v.verdict == "FAIL"),
         last_t=_time(state.last_t, row) if state.source.timed else 0.0,
+        score=result.short if (result := came(state)) is not None else "",
     )
     if odd := loaded.problem or _in_the_place_of(row.path, loaded.kind, loaded.manifest):
         return unreadable(row, odd)
@@ -244,7 +246,8 @@ def _with_about(row: Row, told: About) -> Row:
 def _with_event(row: Row, event: Event) -> Row:
     if isinstance(event, Run):
         # A smoke goes on for as long as it may, and not to the steps of the run that it stands for.
-        target = event.max_steps if event.mode == "smoke" else None if event.mode == "prepare" else event.steps_asked
+        steps = None if event.mode in WITHOUT_STEPS else event.steps_asked
+        target = event.max_steps if event.mode == "smoke" else steps
         device = f"{event.device} {event.device_name}, {event.precision}".strip(" ,")
         return replace(row, host=row.host or event.host, device=device, target=target)
     if isinstance(event, Step):

@@ -13,17 +13,9 @@ from rich.text import Text
 
 from console import efficiency
 from console.run_state import RunState
-from console.stored import (
-    fidelity,
-    fidelity_table,
-    measured,
-    prepares,
-    store_of,
-    stored_bytes,
-    stored_so_far,
-    storing_speed,
-    work_done,
-)
+from console.scored import document as scored_document
+from console.stored import prepares, store_of, stored_bytes, work_done
+from console.without_steps import Came, came
 from engine.errors import ExitCode
 from engine.human import projected_line, smoke_line
 from engine.stream import Eval, Step, Verdict
@@ -99,6 +91,7 @@ def document(result: Result) -> dict[str, Any]:
             "gate_fingerprint": state.run.gate if state.run else None,
             "phases": [{"name": p.name, "seconds": p.seconds} for p in state.phases],
             **_stored(state),
+            **({} if (evaluation := scored_document(state)) is None else {"evaluation": evaluation}),
             "projection": None
             if projection is None
             else {
@@ -174,8 +167,8 @@ def _parts(result: Result) -> list[RenderableType]:
             parts.append(_Line(projected_line(state.projection)))
     parts.append(_losses_table(state))
     parts.append(_facts(result))
-    if prepares(state):
-        parts.append(_fidelity(state))
+    if (made := came(state)) is not None:
+        parts.append(_figures(made))
     if state.judged:
         parts.append(_Verdicts(state.judged))
     parts += [Text(f"✘ verdicts disagree: {line}", style="bold red") for line in state.disagreements]
@@ -233,7 +226,7 @@ def _losses_table(state: RunState) -> RenderableType:
 
 def _facts(result: Result) -> RenderableType:
     state, end = result.state, result.state.end
-    summary = end.summary if end else {}
+    summary, made = end.summary if end else {}, came(state)
     grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column()
@@ -247,14 +240,14 @@ def _facts(result: Result) -> RenderableType:
         run = state.run
         device = f"{run.device} {run.device_name}, {run.precision}"
         models = f"{run.student} on {run.teacher or 'no teacher'}"
-        fact("run", f"{f'{run.teacher} for {run.student}' if prepares(state) else models}, {device}")
-    if prepares(state) and (told := stored_so_far(state)):
-        fact("stored", ", ".join(filter(None, (told, storing_speed(state)))))
+        fact("run", f"{models if made is None else made.of}, {device}")
+    if made is not None and made.text:
+        fact(made.name, ", ".join(filter(None, (made.text, made.speed))))
     if place := store_of(state):
         fact("store", place)
     if "tokens_per_second" in summary:
         peak = summary.get("peak_device_bytes", summary.get("peak_rss_bytes", math.nan))
-        steps = "" if prepares(state) else f"{summary.get('steps_per_second', math.nan):.2f} step/s, "
+        steps = "" if made is not None else f"{summary.get('steps_per_second', math.nan):.2f} step/s, "
         speed = f"{summary['tokens_per_second']:,.0f} tokens/s, {steps}memory peak {peak / 2**30:.2f} GiB"
         fact("speed", speed)
     for name, text in efficiency.facts(state.pace.mean):
@@ -269,21 +262,21 @@ def _facts(result: Result) -> RenderableType:
     return Group(Text(""), grid)
 
 
-def _fidelity(state: RunState) -> RenderableType:
-    """How true a stored teacher is."""
+def _figures(made: Came) -> RenderableType:
+    """What a run without steps came to, figure by figure: how true a stored teacher is, controls and scores."""
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    grid.add_column("fidelity of what is stored", no_wrap=True)
+    grid.add_column(made.title, no_wrap=True)
     grid.add_column("", justify="right", no_wrap=True)
     grid.add_column("", overflow="fold")
-    for each in fidelity(state):
-        grid.add_row(Text(each.name), measured(each), Text(each.detail))
+    for name, value, detail in made.figures:
+        grid.add_row(Text(name), Text(value), Text(detail))
     parts: list[RenderableType] = [Text(""), grid] if grid.row_count else []
-    for head, *rows in [fidelity_table(state)] if fidelity_table(state) else []:
+    for head, *rows in made.tables:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for name in head:
-            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column(name, justify="right" if made.name == "stored" else "left", overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         parts += [Text(""), table]
     return Group(*parts)
 

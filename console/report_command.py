@@ -13,7 +13,7 @@ from engine.errors import RunError
 from engine.text import clean
 
 SUFFIXES = {"html": ".html", "md": ".md", "svg": ".svg", "csv": ".csv"}
-_SERIES = ("steps", "evals", "checkpoints", "verdicts")
+_SERIES = ("steps", "evals", "checkpoints", "verdicts", "answers")
 
 
 @click.command("report", short_help="Write one run as an HTML, Markdown or SVG file, or as CSV.")

@@ -57,6 +57,8 @@ class Row:
     total: int | None = None
     counted: str = ""
     """How far work that makes no steps has come, and what `done` and `total` count: `windows`, say."""
+    score: str = ""
+    """Of an evaluation, in few characters; `UNKNOWN` where it cannot be believed, empty where there is none yet."""
 
     @property
     def live(self) -> bool:

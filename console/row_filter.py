@@ -160,11 +160,12 @@ def _span(year: int, month: int | None, day: int | None) -> tuple[float, float]:
     return first, first + 86_400.0 * sum(calendar.monthrange(year, each)[1] for each in months)
 
 
+_MODES = tuple(dict.fromkeys((*MODES, "evaluate", "publish")))
 _STATUSES = tuple(each.casefold() for each in (*RUNS, UNREADABLE))
 KEYS: dict[str, tuple[Callable[[str], Test], str]] = {
     "status": (_one_of(_STATUSES, lambda row: row.status), f"one of {', '.join(_STATUSES)}, or a part of it"),
     "host": (_host, "a part of a host's name"),
-    "mode": (_one_of(MODES, lambda row: row.mode), "smoke, train or prepare"),
+    "mode": (_one_of(_MODES, lambda row: row.mode), f"{', '.join(_MODES[:-1])} or {_MODES[-1]}"),
     "model": (_model, "a part of the teacher's or the student's name"),
     "verdict": (_verdict, _VERDICTS),
     "date": (_date, _DATES),

@@ -55,11 +55,21 @@ def attach_command(
 @click.argument("run")
 @click.option("--step", type=click.IntRange(min=1), metavar="N", help="The checkpoint of this step.")
 @click.option("--best", is_flag=True, help="The checkpoint with the lowest held-out loss.")
+@click.option(
+    "--format",
+    "container",
+    type=click.Choice(("hf", "apr")),
+    default="hf",
+    show_default=True,
+    help="hf: a Hugging Face directory; apr: the predecessor's container, with the tokenizer beside it.",
+)
+@click.option("--to", metavar="DIR", type=click.Path(path_type=Path), help="With apr: to be made.  [default: RUN-apr]")
 @evidence_option
-def export_command(run: str, step: int | None, best: bool, evidence: Path) -> None:
+def export_command(run: str, step: int | None, best: bool, container: str, to: Path | None, evidence: Path) -> None:
     """Write the model of a run's checkpoint, the newest by default, and prove it in a fresh process.
 
-    RUN is an id, its beginning, or a directory; the model comes to stand in its model/.
+    RUN is an id, its beginning, or a directory; the model comes to stand in its model/. An APR file is made outside of
+    it, DIR/model.apr, since an ended run's directory is sealed; each of its tensors is compared with the checkpoint's.
     """
     import asyncio
 
@@ -68,8 +78,12 @@ def export_command(run: str, step: int | None, best: bool, evidence: Path) -> No
 
     if step is not None and best:
         raise click.UsageError("give either --step or --best")
+    if to is not None and container != "apr":
+        raise click.UsageError("--to goes with --format apr; a Hugging Face directory is the run's own model/")
     target = runs.resolve_run(evidence, run)
     which = [str(step)] if step is not None else ["best"] if best else []
+    if container == "apr":
+        which.append(f"apr={os.path.abspath(to or f'{target.path.resolve().name}-apr')}")
     command = [sys.executable, "-P", "-m", "engine.export_run", os.path.abspath(target.path), *which]
     done = asyncio.run(LocalTransport().run(command, timeout=3_600.0))
     click.echo(done.stderr.decode(errors="replace"), err=True, nl=False)

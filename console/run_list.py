@@ -103,7 +103,7 @@ COLUMNS = (
     Column("mode", lambda row, now: row.mode or UNKNOWN, lambda row: row.mode or None, keep=4),
     Column("phase", lambda row, now: row.phase or UNKNOWN, lambda row: row.phase.casefold() or None, keep=2),
     Column("step", _step, lambda row: row.step, keep=9, right=True, short=_short_step),
-    Column("loss", lambda row, now: _loss(row.loss), lambda row: _loss_key(row.loss), keep=7, right=True),
+    Column("loss", lambda row, now: row.score or _loss(row.loss), lambda row: _loss_key(row.loss), keep=7, right=True),
     Column("held-out", lambda row, now: _loss(row.heldout), lambda row: _loss_key(row.heldout), keep=6, right=True),
     Column("verdicts", _verdicts, _verdict_key, keep=8),
     Column("last data", _since, lambda row: -row.last_t or None, keep=5, right=True),

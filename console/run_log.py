@@ -10,7 +10,7 @@ from typing import overload
 
 from engine.falsifiers import FAIL
 from engine.human import human_lines
-from engine.stream import CheckpointFailed, End, Event, Log, Verdict
+from engine.stream import CheckpointFailed, Control, End, Event, Log, Verdict
 
 MAX_LOG_LINES = 5_000
 MAX_LOG_CHARACTERS = 8 << 20
@@ -121,6 +121,8 @@ def level_of(event: Event) -> str:
     if isinstance(event, Log):
         return event.level
     if isinstance(event, CheckpointFailed) or (isinstance(event, Verdict) and event.verdict == FAIL):
+        return "error"
+    if isinstance(event, Control) and event.observed != event.expected:
         return "error"
     if isinstance(event, End) and event.status != "COMPLETED":
         return "error"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 from console.about import About, about
-from console.command import MODES
 from console.log_fold import LogFold
 from console.run_files import host_state, read_config, read_contract, read_exit, read_manifest
 from console.run_state import STREAM, UNDER_NO_CONTRACT, Reducer, RunState, Source
@@ -30,6 +29,9 @@ TAIL_BYTES = 1 << 16
 HEAD_BYTES = 1 << 14
 """Room for the first events; the `run` event, which says of how many steps, is one of them."""
 _NOTHING_JUDGED = Contract(version=1, name="none", falsifiers=[])
+
+_OF_A_MODE = ("smoke", "train", "prepare")
+"""Modes of which one contract ships; that of an evaluation depends on its suite."""
 
 
 @dataclass(frozen=True)
@@ -283,7 +285,7 @@ class RunReader:
         """What ships for runs of its mode, in place of a contract that is lost."""
         run = next((each for each in _quiet_ends(self.path) if isinstance(each, Run)), None)
         mode = run.mode if run is not None else self.manifest.mode if self.manifest else ""
-        if mode not in MODES:
+        if mode not in _OF_A_MODE:
             return _NOTHING_JUDGED
         self._remarks = [each for each in self._remarks if each != f"no {CONTRACT}"]
         self._remarks.append(f"no {CONTRACT}: judged by the one that ships for {mode}; what it gives is derived")

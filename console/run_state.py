@@ -12,14 +12,17 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from console.answers import Answers, AnswersBuffer
 from console.kept_pace import Pace
 from console.run_log import MAX_LOG_LINES, LogLine, LogPart, RunLog, level_of
 from console.series import STEP_COLUMNS, StepBuffer, StepSeries
+from console.source import DERIVED, STATED, STREAM, UNDER_NO_CONTRACT, Source
 from engine.falsifiers import CALM, FAIL, PASS, PENDING, Contract, Judge
 from engine.human import human_lines
 from engine.stream import (
     Checkpoint,
     CheckpointFailed,
+    Control,
     Efficiency,
     End,
     Eval,
@@ -28,6 +31,7 @@ from engine.stream import (
     Log,
     Measure,
     Phase,
+    Problem,
     Progress,
     Projection,
     Run,
@@ -51,8 +55,8 @@ __all__ = [
     "Source",
 ]
 
-DERIVED, STATED = "derived", "stated"
-"""What is behind a verdict where the run's own contract is not: its numbers judged anew, or its own word alone."""
+WITHOUT_STEPS = frozenset(("prepare", "evaluate", "publish"))
+"""Modes of runs that nobody misses steps and losses of."""
 MAX_MARKS = 10_000
 """Of evaluations, checkpoints, phases and verdict changes each: what a hostile stream may make us keep."""
 _LONG, _CUT = 4_096, 1_000
@@ -62,32 +66,6 @@ _Mark = TypeVar("_Mark", bound=Event)
 _NO_STEPS = StepBuffer().series
 _columns_of_step = tuple(attrgetter(name) for name in STEP_COLUMNS)
 _number_of_step, _time_of, _is_again = attrgetter("step"), attrgetter("t"), attrgetter("again")
-
-
-@dataclass(frozen=True)
-class Source:
-    """What the lines that a state is folded from can tell; our own streams tell everything.
-
-    `columns` are those of `STEP_COLUMNS` that are known of a step; the others stand as NaN and mean nothing. `unit` is
-    what a row of the series counts, `step` or `epoch`. With `verbatim` the source's own lines come as `Log` events and
-    are shown as they are, in place of ours. `judged_by_us` says that the contract is not the run's own: what it says is
-    derived, and what only the source says of a falsifier stands beside it as stated.
-    """
-
-    columns: frozenset[str] = frozenset(STEP_COLUMNS)
-    unit: str = "step"
-    verbatim: bool = False
-    judged_by_us: bool = False
-
-    @property
-    def timed(self) -> bool:
-        """Times of events are Unix seconds; else they are numbers of lines."""
-        return "t" in self.columns
-
-
-STREAM = Source()
-UNDER_NO_CONTRACT = Source(judged_by_us=True)
-"""A stream of ours whose contract is lost."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +97,8 @@ class RunState:
     pace: Pace = field(default_factory=Pace)
     measures: Mapping[str, Measure] = field(default_factory=dict)
     """Each by its name, as it was told last."""
+    answers: Answers = field(default_factory=Answers)
+    """Of an evaluation on problems."""
     stated: dict[str, Verdict] = field(default_factory=dict)
     judged: tuple[Verdict, ...] = ()
     history: tuple[Verdict, ...] = ()
@@ -151,7 +131,12 @@ class RunState:
     @property
     def target_steps(self) -> int | None:
         """Steps that the run will make if nothing ends it before; None for one that makes none."""
-        return None if self.run is None or self.run.mode == "prepare" else self.run.steps_asked
+        return self.run.steps_asked if self.run is not None and self.makes_steps else None
+
+    @property
+    def makes_steps(self) -> bool:
+        """Whether it is a run that trains at all; one that did not say what it is counts as one."""
+        return self.run is None or self.run.mode not in WITHOUT_STEPS
 
     @property
     def train_started(self) -> float | None:
@@ -173,6 +158,8 @@ class RunState:
                 for v in self.judged
                 if self.bases.get(v.id) == DERIVED and v.id in self.stated and self.stated[v.id].verdict in (PASS, FAIL)
             ]
+        if self.answers and self.end is not None:
+            different += self.answers.contradictions(self.measures)
         for identifier in sorted(ours.keys() | self.stated.keys()):
             judged = ours[identifier].verdict if identifier in ours else "not in the contract"
             stated = self.stated[identifier].verdict if identifier in self.stated else PENDING
@@ -206,6 +193,7 @@ class RunState:
             projection=self.projection if self.projection and self.projection.t <= t else None,
             pace=self.pace.until(t),
             measures={name: m for name, m in self.measures.items() if m.t <= t},
+            answers=self.answers.until(t),
             stated={key: v for key, v in self.stated.items() if v.t <= t},
             judged=tuple(latest.get(v.id) or _pending(v) for v in self.judged),
             bases={key: basis for key, basis in self.bases.items() if key in latest},
@@ -237,6 +225,7 @@ class Reducer:
         self._evals: list[Eval] = []
         self._checkpoints: list[Checkpoint | CheckpointFailed] = []
         self._measures: dict[str, Measure] = {}
+        self._answers = AnswersBuffer()
         self._stated: dict[str, Verdict] = {}
         self._history: list[Verdict] = []
         self._log = RunLog()
@@ -274,6 +263,7 @@ class Reducer:
             evals=tuple(self._evals),
             checkpoints=tuple(self._checkpoints),
             measures=dict(self._measures),
+            answers=self._answers.snapshot(),
             stated=dict(self._stated),
             judged=judged,
             bases=bases,
@@ -322,12 +312,17 @@ class Reducer:
         elif isinstance(event, Measure):
             if event.name in self._measures or len(self._measures) < MAX_MARKS:
                 self._measures[event.name] = event
+        elif isinstance(event, Problem):
+            self._answers.answer(event)
+        elif isinstance(event, Control):
+            self._answers.control(event)
         elif isinstance(event, Efficiency | Progress):
             now["pace"] = now.get("pace", Pace()).then(event)
         elif isinstance(event, End):
             now["end"] = event
         elif isinstance(event, Run):
             now["run"], now["end"] = event, None  # a later attempt: the run goes on
+            self._answers.begin()
         if not self._source.verbatim:
             self._lines += [LogLine(t, level_of(event), line) for line in human_lines(event, now.get("run"))]
 

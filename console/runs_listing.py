@@ -128,6 +128,7 @@ def _described(each: Listed) -> dict[str, object]:
         "step": row.step,
         "progress": None if row.done is None else {"done": row.done, "total": row.total, "unit": row.counted},
         "loss": _finite(row.loss),
+        "score": row.score or None,
         "heldout": _finite(row.heldout),
         "verdicts": dict(row.verdicts),
     }

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click.core import ParameterSource
 
-from console.command import EXIT_CODES, evidence_option, finish, narrator, need_terminal, open_screen
-from engine.errors import KdError
+from console.command import EXIT_CODES, evidence_option, finish, narrator, need_terminal, open_screen, require_room
+from engine.errors import KdError, RunError
 
 if TYPE_CHECKING:
     from console.legacy_env import Legacy
@@ -172,6 +172,10 @@ def train_command(
     if ignored:
         raise click.UsageError(f"--resume takes the run's own configuration; leave out --{ignored[0]}")
     run_dir = resolve_run(options["evidence"], resume)
+    if run_dir.manifest.mode == "evaluate":
+        from console.launch import goes_on_with
+
+        raise RunError(f"run {run_dir.id}: an evaluation", expected="a training run", do=goes_on_with(run_dir))
     if not context.obj["headless"]:
         open_screen(context, options["evidence"], run=run_dir.path, resume=allow_changed)
         return
@@ -258,7 +262,7 @@ def _start(
         words += [] if devices is None else ["--devices", str(devices)]  # the gate wants a smoke of the same
         config, overrides = _take_any_mass(config) if force and mode == "prepare" else (config, [])
         if host is None and not dry_run:
-            overrides += _require_room(config, evidence, force, quiet)
+            overrides += require_room(config, evidence, force, quiet)
         job = Job(
             config,
             evidence,
@@ -359,12 +363,3 @@ def _smoke_command(context: click.Context, words: Sequence[str], host: str | Non
 def _typed(context: click.Context, parameter: str) -> bool:
     """Whether an option stands on the command line."""
     return context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE
-
-
-def _require_room(config: RunConfig, evidence: Path, force: bool, quiet: bool) -> list[str]:
-    from rich.console import Console
-
-    from console.room import require_room
-
-    console = Console(stderr=True, highlight=False)
-    return require_room(config, evidence, force=force, show=lambda table: None if quiet else console.print(table))

@@ -57,7 +57,7 @@ def work_done(state: RunState) -> Progress | None:
 
 def shown_progress(state: RunState) -> Progress | None:
     """What a list shows of how far a run came: what it is at, and of one that is over what it was for."""
-    return state.progress if state.end is None else work_done(state)
+    return work_done(state) if state.end is not None and prepares(state) else state.progress
 
 
 def stored_so_far(state: RunState) -> str:
@@ -141,7 +141,7 @@ def missing_store(config: RunConfig) -> str:
     What is cheap to know: whether there is one of its kind, sequence and temperature. The engine looks at the rest.
     """
     wanted = config.teacher
-    if wanted is None or wanted.source == "online" or config.mode == MODE:
+    if wanted is None or wanted.source == "online" or not config.makes_steps:
         return ""
     from engine.store_format import MANIFEST, StoreError, cache_directory, read_manifest
 

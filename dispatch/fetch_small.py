@@ -18,9 +18,10 @@ from dispatch.survey import HostRun
 from dispatch.tool_client import Say
 from dispatch.transfer import resuming
 from dispatch.transport import Transport
+from engine.problems import COMPLETIONS, PROBLEMS, RESULTS
 
-LOGS: Final = ("launch.log", "supervisor.jsonl")
-"""What grows while a run goes on, besides its stream."""
+LOGS: Final = ("launch.log", "supervisor.jsonl", PROBLEMS, COMPLETIONS, RESULTS)
+"""What grows while a run goes on, besides its stream; and what an evaluation asks, for another console's copy."""
 
 
 @dataclass

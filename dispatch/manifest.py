@@ -215,6 +215,18 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     step: int
 
 
+class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
+    """The model that an evaluation is of, as the console found it."""
+
+    model: str
+    """Its directory or file: an absolute path of the console's machine, `host:/path`, or a built-in one."""
+    run: str | None = None
+    """uuid of the training that exported it; None where a directory was named."""
+    run_id: str | None = None
+    sha256: str | None = None
+    """Of its files, see `dispatch.model_files.model_digest`; None of one that is on a host and stands in no list."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """dispatch.json: who, where and with what; completed when the run is sealed. No variable's value, no secret.
 
@@ -266,6 +278,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome | None = None
     """None until the run is sealed."""
     verdicts: tuple[Judged, ...] = ()
+    evaluated: Evaluated | None = None
+    """Of an evaluation alone."""
 
     @property
     def where(self) -> str:

@@ -30,6 +30,7 @@ from dispatch.tool_client import python_of
 from dispatch.transfer import Progress, resuming
 from dispatch.transport import Transport
 from engine.config import RunConfig
+from engine.problems import PROBLEMS
 from engine.text import clean
 
 Say = Callable[[str], object]
@@ -184,7 +185,8 @@ async def send_run(reach: Reach, run_dir: RunDir) -> None:
     remote = run_dir.manifest.remote
     assert remote is not None
     sources = []
-    for name in (CONFIG, CONTRACT, MANIFEST):
+    asked = [PROBLEMS] if (run_dir.path / PROBLEMS).is_file() else []
+    for name in (CONFIG, CONTRACT, *asked, MANIFEST):
         path = run_dir.path / name
         sources.append(Source(path, name, path.stat().st_size, await asyncio.to_thread(sha256_file, path)))
     transport = reach.transport(remote.host)

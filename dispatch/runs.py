@@ -25,6 +25,7 @@ from dispatch.manifest import (
     CONTRACT,
     MANIFEST,
     MAX_NAME,
+    Evaluated,
     Manifest,
     Remote,
     RunStatus,
@@ -50,6 +51,7 @@ from dispatch.supervisor import status as supervisor_status
 from dispatch.transport import Completed, LocalTransport, Transport
 from engine.config import RunConfig, fingerprint, gate_fingerprint, to_yaml
 from engine.errors import RunError
+from engine.problems import PROBLEMS
 from engine.text import clean
 
 SUPERVISOR = ("-m", "dispatch.supervisor")
@@ -126,6 +128,8 @@ def create_run(
     name: str | None = None,
     overrides: Sequence[str] = (),
     remote: Remote | None = None,
+    evaluated: Evaluated | None = None,
+    problems: bytes | None = None,
 ) -> RunDir:
     """Makes the directory of a new run, durable and complete but for the run itself.
 
@@ -136,6 +140,8 @@ def create_run(
         name: what the operator calls the run; cleaned, and cut to MAX_NAME characters.
         overrides: what was started against a check, by name.
         remote: where it is to run, if not here; its `run_dir` is the directory below which it is to stand there.
+        evaluated: of an evaluation, the model that it is of.
+        problems: of an evaluation on problems, all of them, kept with the run as problems.jsonl.
 
     Raises:
         RunError: `evidence` is not a directory that can be written.
@@ -172,9 +178,12 @@ def create_run(
                 kill_after_stall_seconds=config.supervise.kill_after_stall_seconds,
             ),
             remote=None if remote is None else msgspec.structs.replace(remote, run_dir=f"{remote.run_dir}/{path.name}"),
+            evaluated=evaluated,
         )
         write_atomic(path / CONFIG, to_yaml(config).encode())
         write_atomic(path / CONTRACT, contract_text.encode())
+        if problems is not None:
+            write_atomic(path / PROBLEMS, problems)
         # The manifest comes last: a directory that has one is whole.
         write_manifest(path, manifest)
         _sync_directory(evidence)

@@ -25,7 +25,9 @@ from dispatch.streams import resolve
 from dispatch.tool_client import HostToolError, Say, ask, field
 from dispatch.transfer import Tell, resuming
 from dispatch.transport import MissingFile, Transport
-from engine.errors import ConfigError
+from engine.apr import COMPANIONS
+from engine.errors import ConfigError, ModelError
+from engine.sniff import Format, identify
 from engine.text import clean
 
 MAX_RECORD_BYTES: Final = 64 << 20
@@ -80,7 +82,8 @@ def wanted_engine(base: str, root: Path = ROOT) -> Wanted:
 def wanted_files(base: str, path: str | Path, hashes: LocalHashes | None = None) -> Wanted:
     """A model or data of this machine, a file or a directory, for BASE/store/HASH; reads what is not remembered.
 
-    Hidden files are left out, and symbolic links to files are taken for the files, as in a cache of models.
+    Hidden files are left out, and symbolic links to files are taken for the files, as in a cache of models. With an APR
+    file goes what belongs to it of its directory: its tokenizer.
 
     Args:
         base: the host's run directory.
@@ -236,7 +239,8 @@ async def find_named(transport: Transport, named: str) -> str:
 
 
 def local_files(path: Path, hashes: LocalHashes) -> dict[str, tuple[Path, tuple[int, str]]]:
-    """The files of a directory, or the one file: by name, where each is, and its size and SHA-256.
+    """The files of a directory, or the one file (of an APR file those beside it that belong to it too): by name, where
+    each is, and its size and SHA-256.
 
     Raises:
         ConfigError: there is none, one cannot be read, or has a name that no host would be given.
@@ -252,6 +256,8 @@ def local_files(path: Path, hashes: LocalHashes) -> dict[str, tuple[Path, tuple[
                     found[each.relative_to(path).as_posix()] = each
     elif path.exists():
         found[path.name] = path
+        if _is_apr(path):
+            found |= {name: path.with_name(name) for name in COMPANIONS if path.with_name(name).is_file()}
     else:
         raise ConfigError(f"{shown}: no such file or directory")
     files = {}
@@ -269,6 +275,13 @@ def local_files(path: Path, hashes: LocalHashes) -> dict[str, tuple[Path, tuple[
         raise ConfigError(f"{shown}: is empty")
     hashes.save()
     return files
+
+
+def _is_apr(path: Path) -> bool:
+    try:
+        return identify(path) is Format.APR
+    except ModelError:
+        return False  # what it is instead, and why it cannot be read, is told where it is hashed
 
 
 def _raise(error: OSError) -> None:

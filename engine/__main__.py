@@ -131,15 +131,17 @@ def _train(
 
     try:
         with stop.raising():  # torch is imported here
-            if config.mode == "prepare" and seat is None:
-                from engine.prepare import Preparer as Work
-            elif config.mode == "evaluate" and seat is None:
-                from engine.evaluate import Evaluator as Work
+            if config.mode == "prepare":
+                from engine.prepare import Preparer
+            elif config.mode == "evaluate":
+                from engine.evaluate import Evaluator
             else:
                 from engine.trainer import Trainer
 
-        if not config.makes_steps and seat is None:
-            return Work(config, run_dir, recorder, stop, started, contract_digest).run()
+        if config.mode == "prepare":
+            return Preparer(config, run_dir, recorder, stop, started, contract_digest).run()
+        if config.mode == "evaluate":
+            return Evaluator(config, run_dir, recorder, stop, started, contract_digest).run()
         return Trainer(config, run_dir, recorder, stop, started, contract_digest, seat, given).run()
     except StopNow:
         return ended("STOPPED", f"{stop.signal} in phase {recorder.phase}", ExitCode.INTERRUPTED)

@@ -274,7 +274,11 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[str, object, str]]:
     if config.mode == "evaluate" and config.evaluate.runs_code and not config.evaluate.run_generated_code:
         yield "evaluate.run_generated_code", False, "--run-generated-code: the answers of this suite are programs"
     if config.evaluate.samples > 1 and config.evaluate.temperature == 0:
-        yield "evaluate.samples", config.evaluate.samples, "1 with evaluate.temperature 0: greedy answers are all the same"
+        yield (
+            "evaluate.samples",
+            config.evaluate.samples,
+            "1 with evaluate.temperature 0: greedy answers are the same",
+        )
     if train.min_learning_rate > train.learning_rate:
         limit = train.learning_rate
         yield "train.min_learning_rate", train.min_learning_rate, f"at most train.learning_rate ({limit})"

@@ -12,6 +12,12 @@ from engine.shapes import Shape
 _STEP_BYTES = 700
 """Of one step in the stream and in launch.log, with heartbeats and vitals where it takes a few seconds."""
 _FIXED_LOG = 8 * MIB
+_SUITE_PROBLEMS = 164
+"""Of HumanEval, and taken for a file of problems that nobody counted."""
+_TOKEN_BYTES = 6
+"""Of a generated token's text, as JSON has it."""
+_ANSWER_BYTES = 2_000
+"""Of one answer besides: its lines in completions, results and the stream."""
 
 
 def disk_rows(
@@ -30,6 +36,11 @@ def disk_rows(
     if config.mode == "prepare":
         assert teacher is not None  # the schema asks for one
         yield from _stored(config, student, teacher, wide, corpus_tokens)
+        yield Row(name="stream and log", bytes=_FIXED_LOG, where="disk", how="an allowance")
+        return
+    if config.mode == "evaluate":
+        if config.evaluate.runs_code:
+            yield _answers(config)
         yield Row(name="stream and log", bytes=_FIXED_LOG, where="disk", how="an allowance")
         return
     if config.mode == "train":
@@ -59,6 +70,18 @@ def disk_rows(
         bytes=steps * _STEP_BYTES + _FIXED_LOG,
         where="disk",
         how=f"{steps:,} steps x {_STEP_BYTES} bytes",
+    )
+
+
+def _answers(config: RunConfig) -> Row:
+    asked = config.evaluate
+    problems, longest = asked.limit or _SUITE_PROBLEMS, asked.max_new_tokens
+    each = f"({longest:,} tokens x {_TOKEN_BYTES} + {_ANSWER_BYTES:,} bytes)"
+    return Row(
+        name="completions and results",
+        bytes=problems * asked.samples * (longest * _TOKEN_BYTES + _ANSWER_BYTES),
+        where="disk",
+        how=f"{problems:,} problems x {asked.samples:,} x {each}",
     )
 
 

@@ -106,8 +106,10 @@ def estimate(
         for role, files, shape in shapes
         if not shape.exact
     ]
-    if config.mode != "prepare" and config.train.devices > 1:
+    if config.makes_steps and config.train.devices > 1:
         notes.append(f"{config.train.devices} devices: their memory is told of one, the host's of all processes")
+    if config.mode == "evaluate" and config.evaluate.runs_code:
+        notes.append(_programs(config))
     return Estimate(
         device=device,
         shared=shared or device != "cuda",
@@ -116,3 +118,10 @@ def estimate(
         disk=tuple(disk_rows(config, ours, theirs, 2 if precision == "bf16" else 4, corpus_tokens)),
         notes=tuple(notes),
     )
+
+
+def _programs(config: RunConfig) -> str:
+    """What comes on top while answers are run; no row, since hardly one takes what it may."""
+    asked = config.evaluate
+    many = "one for each processor" if asked.workers is None else f"{asked.workers:,}"
+    return f"answers being run come on top: {many} at a time, each of at most {asked.memory_mib:,} MiB, most of 20"

@@ -11,8 +11,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -56,6 +56,8 @@ TOKENIZER_FILES: Final = (
     "vocab.json",
     "merges.txt",
 )
+APR_LIMITS: Final[dict[str, float]] = LIMITS | {"export_different_tensors": 0}
+"""As `LIMITS`, for an APR file, whose every tensor is compared with the checkpoint's by its bytes."""
 _PROBE_TOKENS = 32
 _PROBE_BYTES = 256 << 20
 _POLL_SECONDS = 0.2
@@ -69,22 +71,23 @@ class Exported:
     path: Path
     """`model/` where everything held, else `model.rejected/`."""
     measures: list[Measure]
-    """One for each of `LIMITS`; the details say what was found."""
+    """One for each of the limits; the details say what was found."""
+    limits: Mapping[str, float] = field(default_factory=lambda: LIMITS)
 
     @property
     def problems(self) -> list[str]:
         """What does not hold, in words; empty for a good export."""
         return [
-            f"{measure.name} {measure.value:g}, at most {LIMITS[measure.name]:g}"
+            f"{measure.name} {measure.value:g}, at most {self.limits[measure.name]:g}"
             + (f": {measure.detail}" if measure.detail else "")
             for measure in self.measures
-            if measure.name in LIMITS and not measure.value <= LIMITS[measure.name]
+            if measure.name in self.limits and not measure.value <= self.limits[measure.name]
         ]
 
     @property
     def ok(self) -> bool:
         """Whether every measure is there and within its limit."""
-        return not self.problems and {measure.name for measure in self.measures} >= set(LIMITS)
+        return not self.problems and {measure.name for measure in self.measures} >= set(self.limits)
 
 
 def export(
@@ -116,15 +119,15 @@ def export(
     """
     partial, reference = partial_of(run_dir / "model"), run_dir / ".model.reference.safetensors"
     try:
-        with _told(run_dir):
+        with writing(run_dir):
             discard(partial)
             _write(model, partial, provenance, tokenizer_dir, dtype)
             poll()
-            _write_reference(model, reference, tokenizer_dir, initial.get(dtype, ""), dtype)
+            write_reference(model, reference, tokenizer_dir, initial.get(dtype, ""), dtype)
         exported = Exported(partial, run_verification(partial, reference, poll))
         target = run_dir / ("model" if exported.ok else "model.rejected")
-        with _told(run_dir):
-            _replace(partial, target)
+        with writing(run_dir):
+            take_place(partial, target)
         return Exported(target, exported.measures)
     finally:
         with contextlib.suppress(OSError):
@@ -154,7 +157,7 @@ def weights_digest(state: Mapping[str, Tensor], dtype: torch.dtype) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(_stored(tensor, dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(stored(tensor, dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -186,17 +189,19 @@ def run_verification(
     reference: Path,
     poll: Callable[[], None] = lambda: None,
     timeout_seconds: float = _TIMEOUT_SECONDS,
+    checkpoint: Path | None = None,
 ) -> list[Measure]:
-    """Have a fresh process load a model directory and compare it; see `engine.verify_export`.
+    """Have a fresh process load a model directory or an APR file and compare it; see `engine.verify_export`.
 
     Args:
         model_dir: the exported model.
         reference: what `export` handed over: expected tensors, initial digest, logits.
         poll: called often; may raise to stop, which ends the process.
         timeout_seconds: after which the process is ended and nothing counts as verified.
+        checkpoint: the weights that it was made of, to be compared by their bytes as well.
 
     Returns:
-        One measure for each of `LIMITS`, infinite where the process ended without an answer.
+        One measure for each of `LIMITS`, or with a checkpoint of `APR_LIMITS`; infinite where there was no answer.
     """
     home = str(Path(__file__).resolve().parent.parent)
     environment = os.environ | {
@@ -205,6 +210,8 @@ def run_verification(
         "CUDA_VISIBLE_DEVICES": "",  # the device's memory is still the trainer's
     }
     command = [sys.executable, "-P", "-m", "engine.verify_export", str(model_dir), str(reference)]
+    command += [] if checkpoint is None else [str(checkpoint)]
+    names = LIMITS if checkpoint is None else APR_LIMITS
     started = time.monotonic()
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment) as child:
         try:
@@ -215,23 +222,24 @@ def run_verification(
                     break
                 except subprocess.TimeoutExpired:
                     if time.monotonic() - started > timeout_seconds:
-                        return _unverified(f"no answer after {timeout_seconds:g} s")
+                        return _unverified(names, f"no answer after {timeout_seconds:g} s")
         finally:
             if child.poll() is None:
                 child.kill()
     try:
         told = json.loads(output.splitlines()[-1])
-        return [Measure(name=name, value=float(told[name][0]), detail=str(told[name][1])) for name in LIMITS]
+        return [Measure(name=name, value=float(told[name][0]), detail=str(told[name][1])) for name in names]
     except (ValueError, LookupError, TypeError):
-        return _unverified(f"the verifying process ended with exit code {child.returncode} and no answer")
+        return _unverified(names, f"the verifying process ended with exit code {child.returncode} and no answer")
 
 
-def _unverified(why: str) -> list[Measure]:
-    return [Measure(name=name, value=math.inf, detail=why) for name in LIMITS]
+def _unverified(names: Iterable[str], why: str) -> list[Measure]:
+    return [Measure(name=name, value=math.inf, detail=why) for name in names]
 
 
 @contextlib.contextmanager
-def _told(run_dir: Path) -> Iterator[None]:
+def writing(run_dir: Path) -> Iterator[None]:
+    """Turns what a disk or a serialiser raises into one line that names the run's directory."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -243,14 +251,15 @@ def _told(run_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor on the CPU as it is stored: floating-point ones in `dtype`."""
     return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
 
 
 def _write(
     model: PreTrainedModel, directory: Path, provenance: Provenance, tokenizer_dir: Path | None, dtype: Dtype
 ) -> None:
-    state = {name: _stored(tensor, DTYPES[dtype]) for name, tensor in unique_state(model).items()}
+    state = {name: stored(tensor, DTYPES[dtype]) for name, tensor in unique_state(model).items()}
     count = sum(tensor.numel() for tensor in state.values())
     # save_pretrained empties the mapping that it is given, and writes the dtype of the model in memory to the config.
     previous = model.config.dtype
@@ -272,9 +281,8 @@ def _write(
     sync_directory(directory)
 
 
-def _write_reference(
-    model: PreTrainedModel, path: Path, tokenizer_dir: Path | None, initial: str, dtype: Dtype
-) -> None:
+def write_reference(model: PreTrainedModel, path: Path, tokenizer_dir: Path | None, initial: str, dtype: Dtype) -> None:
+    """Writes what `engine.verify_export` compares with: ids, logits, expected tensors, the initial weights' digest."""
     # What is expected comes from the live parameters, never from the mapping that was written.
     parameters = dict(model.named_parameters())
     expected = {
@@ -309,7 +317,8 @@ def _stored_bytes(tensor: Tensor, dtype: torch.dtype) -> int:
     return tensor.numel() * (dtype.itemsize if tensor.is_floating_point() else tensor.dtype.itemsize)
 
 
-def _replace(source: Path, target: Path) -> None:
+def take_place(source: Path, target: Path) -> None:
+    """Gives a directory its name; what had the name before goes when that is done."""
     retired = target.with_name(f".{target.name}.old")
     discard(retired)
     if target.exists():

@@ -1,4 +1,4 @@
-"""`python -P -m engine.export_run RUN_DIR [STEP | best]`: the model of a run's checkpoint, exported and verified.
+"""`python -P -m engine.export_run RUN_DIR [STEP | best] [apr=DIR]`: the model of a run's checkpoint, verified.
 
 Prints one JSON object: `path`, `step`, `ok` and `problems`. Exit codes as everywhere (`engine.errors.ExitCode`).
 """
@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from engine.checkpoint import CheckpointError, Manifest, committed, directory_name, find_latest, read_manifest
+from engine.checkpoint import MODEL, CheckpointError, Manifest, committed, directory_name, find_latest, read_manifest
 from engine.config import load_config
 from engine.errors import ExitCode, KdError
 
@@ -40,8 +40,9 @@ def choose(run_dir: Path, which: str | None) -> Path:
 
 def main(argv: list[str]) -> int:
     """Loads the checkpoint into the configured student and exports it."""
+    apr_dir = Path(argv.pop().removeprefix("apr=")) if argv and argv[-1].startswith("apr=") else None
     if not 1 <= len(argv) <= 2:
-        print("usage: python -P -m engine.export_run RUN_DIR [STEP | best]", file=sys.stderr)
+        print("usage: python -P -m engine.export_run RUN_DIR [STEP | best] [apr=DIR]", file=sys.stderr)
         return ExitCode.USAGE
     run_dir = Path(argv[0])
     try:
@@ -52,6 +53,7 @@ def main(argv: list[str]) -> int:
 
         from engine.account import provenance
         from engine.export import export, weights_digests
+        from engine.export_apr import export_apr
         from engine.formats import resolve_builtin
         from engine.keeper import Totals
         from engine.models import load_student
@@ -64,13 +66,23 @@ def main(argv: list[str]) -> int:
         if config.data.tokenizer is not None:
             builtin = config.data.tokenizer == "builtin"
             tokenizer_dir = resolve_builtin("builtin:teacher") if builtin else Path(config.data.tokenizer)
-        exported = export(
-            student.model,
-            run_dir,
-            provenance=provenance(config, run_dir.name, Totals.of(state), []),
-            initial=initial,
-            tokenizer_dir=tokenizer_dir,
-        )
+        if apr_dir is not None:
+            exported = export_apr(
+                student.model,
+                apr_dir,
+                path / MODEL,
+                run=run_dir.name,
+                initial=initial,
+                tokenizer_dir=tokenizer_dir,
+            )
+        else:
+            exported = export(
+                student.model,
+                run_dir,
+                provenance=provenance(config, run_dir.name, Totals.of(state), []),
+                initial=initial,
+                tokenizer_dir=tokenizer_dir,
+            )
     except KdError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

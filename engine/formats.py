@@ -1,15 +1,18 @@
-"""What a model directory holds, told from bounded reads of its files, without torch or transformers."""
+"""What a model directory or APR file holds, told from bounded reads, without torch or transformers."""
 
 from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from filecmp import cmp
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.apr import read_apr, require_whole
+from engine.apr_model import config_of
 from engine.errors import ModelError
 from engine.sniff import (
     DOWNLOAD,
@@ -40,6 +43,7 @@ __all__ = [
     "inspect_model_dir",
     "read_json",
     "read_safetensors_header",
+    "read_tensors",
     "require_safetensors",
     "resolve_builtin",
     "same_files",
@@ -53,17 +57,21 @@ ASSETS = Path(__file__).parent / "assets"
 BUILTINS = ("teacher", "student")
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+RACY_NS = 2_000_000_000
+"""A file written to so shortly before it was read could be written to again without its times telling."""
+_WHOLE: set[tuple[int, ...]] = set()
+"""APR files of this process whose every byte agreed with their checksum, by device, inode, size and times."""
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model directory that was looked at and found sound, as far as config and headers tell."""
+    """A model that was looked at and found sound, as far as config and headers tell."""
 
     directory: Path
     config: dict[str, Any]
-    """`config.json`, untouched."""
+    """`config.json`, untouched; of an APR file what its metadata says, as such a file would have it."""
     weights: list[Path]
-    """The safetensors files, in order; empty when the weights were not asked for."""
+    """The safetensors files, in order, or the APR file; empty when the weights were not asked for."""
     index: Path | None
     """`model.safetensors.index.json`, when the weights are sharded."""
     model_type: str
@@ -81,6 +89,18 @@ class ModelFiles:
     """Bytes of the weight files."""
     tokenizer_dir: Path | None
     """The directory itself when it holds a `tokenizer.json`."""
+    container: Path | None = None
+    """The APR file that holds configuration and weights; `directory` is then where it lies, with its tokenizer."""
+
+    @property
+    def place(self) -> Path:
+        """What messages name: the directory, or the APR file."""
+        return self.container or self.directory
+
+    @property
+    def config_files(self) -> list[Path]:
+        """`config.json`; nothing for an APR file, which says it itself."""
+        return [] if self.container is not None else [self.directory / "config.json"]
 
 
 def resolve_builtin(path: str) -> Path:
@@ -94,15 +114,17 @@ def resolve_builtin(path: str) -> Path:
     name = path.removeprefix("builtin:")
     if name not in BUILTINS:
         known = " or ".join(f"builtin:{known}" for known in BUILTINS)
-        raise ModelError(f"{say(path)}: no such built-in model", expected=f"{known}, or a directory")
+        raise ModelError(f"{say(path)}: no such built-in model", expected=f"{known}, a directory, or an APR file")
     return ASSETS / name
 
 
 def inspect_model_dir(path: Path, role: Role, need_weights: bool = True) -> ModelFiles:
-    """Look at a Hugging Face model directory: `config.json`, the weights' headers, the tokenizer's place.
+    """Look at a Hugging Face directory (`config.json`, the weights' headers, the tokenizer's place) or at an APR file.
+
+    Of an APR file every byte is read, for the checksum at its end; once a process, unless it was changed since.
 
     Args:
-        path: the directory.
+        path: the directory, or an APR file with its tokenizer beside it.
         role: how messages call the model.
         need_weights: False for a model that starts from random weights: `config.json` is enough.
 
@@ -134,14 +156,27 @@ def same_files(one: ModelFiles, other: ModelFiles) -> bool:
         raise unreadable(one.directory, error) from error
 
 
+def read_tensors(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of a weights file by name, of an APR or a safetensors file; see `ModelFiles.weights`.
+
+    Raises:
+        ModelError: it is neither, or its header or index is not sound.
+    """
+    if identify(path) is Format.APR:
+        return read_apr(path).tensors
+    return read_safetensors_header(path)
+
+
 def _inspect(path: Path, role: Role, need_weights: bool) -> ModelFiles:
+    if path.is_file() and identify(path) is Format.APR:
+        return _inspect_apr(path, role, need_weights)
     _require_directory(path, role)
     config_file = path / "config.json"
     if not config_file.exists():
         raise ModelError(
             f"{role} {say(path)}: the directory has no config.json{_also_there(path)}",
             expected="a Hugging Face model directory",
-            do="give the directory that holds config.json, the weights and the tokenizer",
+            do="give the directory that holds config.json, the weights and the tokenizer, or an APR file itself",
         )
     config = read_json(config_file, CONFIG_CAP)
     model_type = config.get("model_type")
@@ -151,22 +186,49 @@ def _inspect(path: Path, role: Role, need_weights: bool) -> ModelFiles:
             expected='the architecture by name, for example "model_type": "qwen2"',
             do="take the config.json that belongs to these weights",
         )
-    _refuse_unusable(path, config, role)
+    _refuse_unusable(path, config_file, config, role)
     weights: list[Path] = []
     index: Path | None = None
     tensors: dict[str, TensorEntry] = {}
     if need_weights:
         weights, index, places = _find_weights(path, role)
         tensors = _read_all_headers(weights, index, places)
+    return _found(path, config_file, config, tensors, weights, index, None)
+
+
+def _inspect_apr(path: Path, role: Role, need_weights: bool) -> ModelFiles:
+    apr = read_apr(path)
+    status = path.stat()
+    seen = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if seen not in _WHOLE:
+        require_whole(path)
+        if time.time_ns() - status.st_mtime_ns > RACY_NS:
+            _WHOLE.add(seen)
+    config = config_of(apr)
+    _refuse_unusable(path, path, config, role)
+    return _found(
+        path.parent, path, config, apr.tensors if need_weights else {}, [path] if need_weights else [], None, path
+    )
+
+
+def _found(
+    directory: Path,
+    config_file: Path,
+    config: dict[str, Any],
+    tensors: Mapping[str, TensorEntry],
+    weights: list[Path],
+    index: Path | None,
+    container: Path | None,
+) -> ModelFiles:
     architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else None
     tied = config.get("tie_word_embeddings")
     return ModelFiles(
-        directory=path,
+        directory=directory,
         config=config,
         weights=weights,
         index=index,
-        model_type=clean(model_type, 128),
+        model_type=clean(config["model_type"], 128),
         architecture=clean(first, 128) if isinstance(first, str) else None,
         vocab_size=_dimension(config, config_file, "vocab_size", "n_vocab", "padded_vocab_size"),
         hidden_size=_dimension(config, config_file, "hidden_size", "n_embd", "d_model", "n_embed", "dim", "model_dim"),
@@ -183,7 +245,8 @@ def _inspect(path: Path, role: Role, need_weights: bool) -> ModelFiles:
         tied=tied if isinstance(tied, bool) else bool(tensors) and not _has_head(tensors),
         parameters=sum(math.prod(entry.shape) for entry in tensors.values()),
         total_bytes=sum(file.stat().st_size for file in weights),
-        tokenizer_dir=path if (path / "tokenizer.json").is_file() else None,
+        tokenizer_dir=directory if (directory / "tokenizer.json").is_file() else None,
+        container=container,
     )
 
 
@@ -192,7 +255,9 @@ def _require_directory(path: Path, role: Role) -> None:
         return
     if not path.exists():
         raise ModelError(
-            f"{role} {say(path)}: no such directory", expected="a Hugging Face model directory", do="check the path"
+            f"{role} {say(path)}: no such directory",
+            expected="a Hugging Face model directory, or an APR file",
+            do="check the path",
         )
     found = identify(path)
     if found is not Format.SAFETENSORS:
@@ -204,7 +269,7 @@ def _require_directory(path: Path, role: Role) -> None:
     )
 
 
-def _refuse_unusable(path: Path, config: Mapping[str, Any], role: Role) -> None:
+def _refuse_unusable(path: Path, config_file: Path, config: Mapping[str, Any], role: Role) -> None:
     if (path / "adapter_config.json").exists():
         raise ModelError(
             f"{role} {say(path)}: holds adapter_config.json: a LoRA or other adapter, which stands on another model",
@@ -215,7 +280,7 @@ def _refuse_unusable(path: Path, config: Mapping[str, Any], role: Role) -> None:
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise ModelError(
-            f"{role} {say(path / 'config.json')}: quantised weights (quantization_config: {say(method or 'unnamed')})",
+            f"{role} {say(config_file)}: quantised weights (quantization_config: {say(method or 'unnamed')})",
             expected="float32, bfloat16 or float16 weights",
             do="take the model's unquantised version",
         )

@@ -7,12 +7,14 @@ import math
 from engine.stream import (
     Checkpoint,
     CheckpointFailed,
+    Control,
     Efficiency,
     End,
     Eval,
     Event,
     Log,
     Phase,
+    Problem,
     Progress,
     Projection,
     Run,
@@ -36,10 +38,18 @@ def human_lines(event: Event, run: Run | None) -> list[str]:
         share = f" ({event.done / event.total:.1%})" if event.total > 0 else ""
         left = "" if event.seconds_left is None else f", {event.seconds_left:.0f} s left"
         return [f"  {event.done}/{event.total} {event.unit}{share}{left}"]
+    if isinstance(event, Control):
+        return [control_line(event)]
+    if isinstance(event, Problem):
+        why = f": {event.detail}" if event.detail and not event.passed else ""
+        return [f"  {event.task} answer {event.sample}: {event.outcome}{why}"]
     if isinstance(event, Phase):
         return [f"phase {event.name}" + (f": {event.detail}" if event.detail else "")]
     if isinstance(event, Run) and event.mode == "prepare":
         return [f"prepare of {event.teacher}: {event.device} ({event.device_name}), {event.precision}"]
+    if isinstance(event, Run) and event.mode in ("evaluate", "publish"):
+        against = f" against {event.teacher}" if event.teacher else ""
+        return [f"{event.mode} of {event.student}{against}: {event.device} ({event.device_name}), {event.precision}"]
     if isinstance(event, Run):
         return [
             f"{event.mode} of {event.student} on {event.teacher or 'no teacher'}: "
@@ -93,6 +103,14 @@ def efficiency_line(event: Efficiency) -> str:
     return f"  Speed at step {event.step}: {event.tokens_per_second:,.0f} tokens/s{used}" + (
         f"; ms a step: {split}" if split else ""
     )
+
+
+def control_line(event: Control) -> str:
+    """What a control scored; one that did not score what it must begins with words that nobody reads over."""
+    held = event.observed == event.expected
+    why = f": {event.detail}" if event.detail and not held else ""
+    scored = f"scored {event.observed:.4g}, must be {event.expected:g} ({event.problems:,} problems)"
+    return f"{'control' if held else 'CONTROL OFF'} {event.name}: {scored}{why}"
 
 
 def smoke_line(end: End) -> str:

@@ -18,6 +18,10 @@ _CHECK_CHUNKS = 4
 """The same where what was stored is computed again: both, what is left out, and its sum."""
 _FIDELITY_CHUNKS = 8
 """The same where the largest logits are held against all: both models' probabilities and what is left of them."""
+_PROMPT_TOKENS = 1_400
+"""Of the longest prompt: HumanEval's has so many bytes, and no tokenizer makes more tokens than that of it."""
+_SAMPLED_LOGITS = 5
+"""Of a batch's newest logits while its next tokens are drawn: themselves, scaled, sorted, their sums, the order."""
 
 
 class Memory:
@@ -36,7 +40,7 @@ class Memory:
         self.on_gpu = device == "cuda"
         self.where: Pool = "host" if device == "cpu" else "device"
         train = config.train
-        self.processes = 1 if config.mode == "prepare" else train.devices
+        self.processes = train.devices if config.makes_steps else 1
         self.divided = self.processes if train.parallel == "fsdp" else 1
         self.share = -(-train.batch // self.processes)
         self.windows = -(-self.share // train.parts)
@@ -47,8 +51,8 @@ class Memory:
 
     def rows(self) -> list[Row]:
         """Every row, of whichever mode; those of the host are for all processes together."""
-        if self.config.mode == "prepare":
-            inner, alone = self._preparing(), list[Row]()
+        if not self.config.makes_steps:
+            inner, alone = self._evaluating() if self.config.mode == "evaluate" else self._preparing(), list[Row]()
         else:
             inner = [*self._weights(), *self._working(), *self._batches()]
             alone = self._alone(total(inner) * (self.processes if self.where == "host" else 1))
@@ -58,22 +62,26 @@ class Memory:
 
     def _weights(self) -> list[Row]:
         p, over = self.student.parameters, self._over()
-        said = f"{counted(p)} parameters ({self.student.source})"
+        weights, *copies = self._student_weights()
         rows = [
-            self._row("student weights", 4 * p // self.divided, f"{said} x 4 bytes, float32{over}"),
+            weights,
             self._row("gradients", 4 * p // self.divided, f"{counted(p)} x 4 bytes, float32{over}"),
             self._row("AdamW moments", 8 * p // self.divided, f"{counted(p)} x 2 moments x 4 bytes{over}"),
+            *copies,
+            *self._teacher_weights(),
         ]
-        if self.mixed:
-            inner = self._in_layers(self.student)
-            rows.append(
-                self._row(
-                    "bf16 copies of weights", 2 * inner, f"{counted(inner)} x 2 bytes: all but embedding and head"
-                )
-            )
-        rows += self._teacher_weights()
         if self.processes > 1:
             rows.append(self._exchanged())
+        return rows
+
+    def _student_weights(self) -> list[Row]:
+        p = self.student.parameters
+        said = f"{counted(p)} parameters ({self.student.source}) x 4 bytes, float32{self._over()}"
+        rows = [self._row("student weights", 4 * p // self.divided, said)]
+        if self.mixed:
+            inner = self._in_layers(self.student)
+            how = f"{counted(inner)} x 2 bytes: all but embedding and head"
+            rows.append(self._row("bf16 copies of weights", 2 * inner, how))
         return rows
 
     def _teacher_weights(self) -> list[Row]:
@@ -203,6 +211,43 @@ class Memory:
             self._row("last hidden states", states, f"{self.size} x {t.hidden:,} units x (2 + {self.wide}) bytes"),
             self._row("chunks of logits", logits, f"{how} x {s.vocab:,} logits x 4 bytes, where they are compared"),
             Row(name="file being written", bytes=2 * file, where="host", how=written),
+        ]
+
+    # Mode evaluate
+
+    def _evaluating(self) -> list[Row]:
+        """Models that only say what they think: no gradients, no moments, nothing kept for a backward pass."""
+        return [*self._student_weights(), *(self._answering() if self.config.evaluate.runs_code else self._held_out())]
+
+    def _held_out(self) -> list[Row]:
+        """Both models on a part of a batch of held-out windows, and the plain loss on their logits."""
+        s, t = self.student, self.teacher
+        each = layer_bytes.forward(s, self.wide)
+        how = f"{self.size} x {each:,} bytes: one layer at a time, without gradients"
+        rows = [*self._teacher_weights(), self._row("student activations", each * self.tokens, how)]
+        rows += [] if t is None else [self._teacher_activations(t)]
+        if not (s.plain_head and (t is None or t.plain_head)):
+            vocab = max(s.vocab, t.vocab if t else 0)
+            how = f"{self.size} x {vocab:,} logits x 4 bytes x {_WHOLE_LOGITS}: a head is more than one product"
+            return [*rows, self._row("whole logits", 4 * self.tokens * vocab * _WHOLE_LOGITS, how)]
+        chunk = self._chunk(self.tokens)
+        how = f"{_EVALUATION_CHUNKS} x {chunk // (4 * s.vocab):,} tokens x {s.vocab:,} logits x 4 bytes"
+        return [*rows, self._row("chunks of logits", _EVALUATION_CHUNKS * chunk, how)]
+
+    def _answering(self) -> list[Row]:
+        """A batch of answers at its longest."""
+        s, asked = self.student, self.config.evaluate
+        length = _PROMPT_TOKENS + asked.max_new_tokens
+        each = 2 * (s.layers + 1) * s.key_value * self.wide  # a layer's are copied as they grow
+        size = f"{asked.batch} x ({_PROMPT_TOKENS:,} + {asked.max_new_tokens:,}) tokens"
+        cached = f"{size} x 2 x ({s.layers} + 1) layers x {s.key_value:,} x {self.wide} bytes (key-value heads x width)"
+        through = layer_bytes.forward(s, self.wide)
+        prompts = f"{asked.batch} x {_PROMPT_TOKENS:,} tokens x {through:,} bytes: one layer at a time"
+        drawn = f"{asked.batch} answers x {s.vocab:,} logits x 4 bytes x {_SAMPLED_LOGITS}, where tokens are drawn"
+        return [
+            self._row("keys and values", asked.batch * length * each, cached),
+            self._row("prompts going through", asked.batch * _PROMPT_TOKENS * through, prompts),
+            self._row("logits of a batch", asked.batch * s.vocab * 4 * _SAMPLED_LOGITS, drawn),
         ]
 
     # The host

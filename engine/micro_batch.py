@@ -150,6 +150,9 @@ def relief(config: RunConfig, parts: int | None = None) -> str:
         config: as it was given.
         parts: that a step was divided in; None: what the configuration says, and of `auto` as many as there can be.
     """
+    if config.mode == "evaluate":
+        answers = config.evaluate.runs_code
+        return "lower evaluate.batch or evaluate.max_new_tokens" if answers else "lower train.batch"
     train, most = config.train, share(config)
     automatic = train.accumulation == "auto"
     had = parts if parts is not None else most if automatic else train.parts
@@ -157,7 +160,7 @@ def relief(config: RunConfig, parts: int | None = None) -> str:
     advice = []
     if more is not None:
         advice.append(f"set train.accumulation: {more}" if automatic else f"set train.accumulation: auto (it is {had})")
-    if not train.activation_checkpointing:
+    if config.makes_steps and not train.activation_checkpointing:
         advice.append("set train.activation_checkpointing: true")
     advice.append("lower train.sequence" if more is None else "lower train.batch or train.sequence")
     return ", or ".join(advice)

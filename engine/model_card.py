@@ -41,31 +41,31 @@ def model_card(provenance: Provenance, *, architecture: str, parameters: int, dt
         dtype: of the weights on disk.
     """
     p = provenance
-    teacher = "none: plain training" if p.teacher is None else _code(p.teacher)
+    teacher = "none: plain training" if p.teacher is None else code(p.teacher)
     facts = [
-        ("architecture", f"{_code(architecture)}, {parameters:,} parameters, {dtype} weights"),
-        ("student started from", _code(p.student)),
+        ("architecture", f"{code(architecture)}, {parameters:,} parameters, {dtype} weights"),
+        ("student started from", code(p.student)),
         ("teacher", teacher),
-        ("data", ", ".join(map(_code, p.data))),
+        ("data", ", ".join(map(code, p.data))),
         ("steps", f"{p.steps:,}, {p.tokens:,} tokens"),
         ("loss", f"temperature {p.temperature:g}, weight of the cross-entropy {p.alpha:g}"),
-        ("run", _code(p.run)),
-        ("configuration", _code(p.config)),
-        ("versions", ", ".join(_code(f"{name} {version}") for name, version in p.versions.items())),
+        ("run", code(p.run)),
+        ("configuration", code(p.config)),
+        ("versions", ", ".join(code(f"{name} {version}") for name, version in p.versions.items())),
     ]
-    losses = [(_cell(name), f"{value:.4f}") for name, value in p.losses.items()]
-    verdicts = [(_cell(id_), _cell(verdict), _cell(observed)) for id_, verdict, observed in p.verdicts]
+    losses = [(cell(name), f"{value:.4f}") for name, value in p.losses.items()]
+    verdicts = [(cell(id_), cell(verdict), cell(observed)) for id_, verdict, observed in p.verdicts]
     title = "A distilled causal language model" if p.teacher is not None else "A causal language model"
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- knowledge-distillation\n---\n",
         f"# {title}\n",
         "Made by kdconsole. The run's evidence directory holds the whole stream, the configuration and the contract.\n",
-        _table(("what", "value"), facts),
+        table(("what", "value"), facts),
     ]
     if losses:
-        parts += ["## Losses\n\nIn nats a token.\n", _table(("loss", "value"), losses)]
+        parts += ["## Losses\n\nIn nats a token.\n", table(("loss", "value"), losses)]
     if verdicts:
-        parts += ["## Verdicts before the export\n", _table(("falsifier", "verdict", "observed"), verdicts)]
+        parts += ["## Verdicts before the export\n", table(("falsifier", "verdict", "observed"), verdicts)]
     parts += [
         "## Use\n",
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -75,18 +75,21 @@ def model_card(provenance: Provenance, *, architecture: str, parameters: int, dt
     return "\n".join(parts)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the texts are as they are to stand there."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """Any text as one cell of a table, or as plain words."""
     # What came from a path or a contract stays text: no cell, tag or link of its own.
     safe = clean(text, 500)
     return "".join("\\" + c if c in "\\`*_[]<>|#!&" else c for c in safe)
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
+    """Any text as a code span."""
     safe = clean(text, 500)
     # A backtick would end the code span, a bar the table's cell.
-    return f"`{safe}`" if "`" not in safe and "|" not in safe else _cell(json.dumps(safe))
+    return f"`{safe}`" if "`" not in safe and "|" not in safe else cell(json.dumps(safe))

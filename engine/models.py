@@ -1,4 +1,4 @@
-"""Teacher and student: causal language models out of Hugging Face directories, and what the loss needs of them."""
+"""Teacher and student: causal language models out of their files, and what the loss needs of them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
+from engine.apr_load import load_apr
 from engine.errors import ModelError
 from engine.formats import ModelFiles, Role, inspect_model_dir, resolve_builtin
 from engine.head_probe import probe_head
@@ -97,7 +98,7 @@ def load_teacher(spec: Teacher, device: torch.device | str, dtype: torch.dtype) 
         dtype: of its weights.
 
     Raises:
-        ModelError: the directory is no usable causal language model, or its weights do not fit, or are not finite.
+        ModelError: there is no usable causal language model, or its weights do not fit, or are not finite.
     """
     files = inspect_model_dir(resolve_builtin(spec.path), "teacher")
     model = _pretrained(files, "teacher", dtype)
@@ -192,7 +193,7 @@ def _finish(model: PreTrainedModel, files: ModelFiles, role: Role, name: str, de
 
 
 def _config(files: ModelFiles, role: Role) -> PretrainedConfig:
-    where = f"{role} {clean(str(files.directory / 'config.json'))}"
+    where = f"{role} {clean(str(files.container or files.directory / 'config.json'))}"
     if files.model_type not in CONFIG_MAPPING:
         if files.config.get("auto_map"):
             raise ModelError(
@@ -206,8 +207,10 @@ def _config(files: ModelFiles, role: Role) -> PretrainedConfig:
             do="check the spelling, or update transformers",
         )
     _silence()
-    config: PretrainedConfig = AutoConfig.from_pretrained(
-        str(files.directory), local_files_only=True, trust_remote_code=False
+    config: PretrainedConfig = (
+        AutoConfig.from_pretrained(str(files.directory), local_files_only=True, trust_remote_code=False)
+        if files.container is None
+        else CONFIG_MAPPING[files.model_type].from_dict(copy.deepcopy(files.config))
     )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
         raise ModelError(
@@ -224,11 +227,19 @@ def _config(files: ModelFiles, role: Role) -> PretrainedConfig:
     return config
 
 
-def _pretrained(files: ModelFiles, role: Role, dtype: torch.dtype | str) -> PreTrainedModel:
+def read_pretrained(files: ModelFiles, role: Role, dtype: torch.dtype | str) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model as transformers makes it, and its report of missing, unexpected and mismatched tensors.
+
+    Raises:
+        ModelError: transformers cannot make it.
+    """
     with _explained(files, role), torch.random.fork_rng(devices=[]):
+        config = _config(files, role)
+        if files.container is not None:
+            return load_apr(files, config, dtype)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(files.directory),
-            config=_config(files, role),
+            config=config,
             dtype=dtype,
             local_files_only=True,
             trust_remote_code=False,
@@ -236,9 +247,12 @@ def _pretrained(files: ModelFiles, role: Role, dtype: torch.dtype | str) -> PreT
             ignore_mismatched_sizes=True,  # they are in the report
             output_loading_info=True,
         )
-    model: PreTrainedModel = loaded[0]
-    report: dict[str, Any] = loaded[1]
-    where = f"{role} {clean(str(files.directory))}"
+    return loaded[0], loaded[1]
+
+
+def _pretrained(files: ModelFiles, role: Role, dtype: torch.dtype | str) -> PreTrainedModel:
+    model, report = read_pretrained(files, role, dtype)
+    where = f"{role} {clean(str(files.place))}"
     advice = "take the config.json that belongs to these weights"
     if mismatched := sorted(report["mismatched_keys"]):
         shapes = [f"{name} is {tuple(stored)}, not {tuple(wanted)}" for name, stored, wanted in mismatched[:_NAMED]]
@@ -260,7 +274,7 @@ def _pretrained(files: ModelFiles, role: Role, dtype: torch.dtype | str) -> PreT
 
 def _keep_layers(source: PreTrainedModel, layers: Sequence[int], files: ModelFiles) -> PreTrainedModel:
     """Make the model of `source`'s config with these layers only, in this order, in float32, their weights kept."""
-    where = f"student.layers of {clean(str(files.directory))}"
+    where = f"student.layers of {clean(str(files.place))}"
     stack, total = _layer_stack(source, where)
     if not layers:
         raise ModelError(f"{where}: empty", expected="at least one layer")
@@ -338,7 +352,7 @@ def _require_finite(model: nn.Module, files: ModelFiles, role: Role) -> None:
         nans = sum(int(chunk.isnan().sum()) for chunk in _chunks(tensor))
         count = nans or sum(int(chunk.isinf().sum()) for chunk in _chunks(tensor))
         raise ModelError(
-            f"{role} {clean(str(files.directory))}: {'NaN' if nans else 'infinity'} in {clean(name)}: "
+            f"{role} {clean(str(files.place))}: {'NaN' if nans else 'infinity'} in {clean(name)}: "
             f"{count:,} of {tensor.numel():,} values",
             expected="finite weights",
             do="export the model again from its last good checkpoint",
@@ -371,7 +385,7 @@ def _explained(files: ModelFiles, role: Role) -> Iterator[None]:
         lines = str(error).strip().splitlines()
         said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         raise ModelError(
-            f"{role} {clean(str(files.directory))}: {files.architecture or files.model_type} does not load: "
+            f"{role} {clean(str(files.place))}: {files.architecture or files.model_type} does not load: "
             f"{clean(said, 300)}",
             expected="config.json and weights of one model that transformers can load",
             do="--debug shows the whole error",

@@ -10,21 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.account import against, run_event, summary
-from engine.config import RunConfig
 from engine.data import Corpus
-from engine.device import device_memory, device_peak_bytes, place, smi_name
-from engine.errors import ExitCode, ModelError
-from engine.falsifiers import FAIL, JUDGE_PHASE, exit_code_of
+from engine.errors import ModelError
+from engine.falsifiers import FAIL
 from engine.fidelity import FIDELITY_TOKENS, Fidelity, lines, measure
 from engine.formats import inspect_model_dir, resolve_builtin
-from engine.keeper import Totals
 from engine.loading import layout_of, load_data, load_the_student, stored_key, teacher_error, tell_vocabulary
 from engine.measures import FIDELITY_COUNTS, FIDELITY_TEMPERATURES, fidelity_names
 from engine.models import CausalLM, load_teacher
-from engine.recorder import Recorder
 from engine.sizing import settled
-from engine.stop import StopRequest
+from engine.stepless import Stepless
 from engine.store_format import (
     MANIFEST,
     Manifest,
@@ -37,17 +32,15 @@ from engine.store_format import (
     store_directory,
 )
 from engine.store_writer import StoreWriter
-from engine.stream import End, Inputs, Measure, Progress
+from engine.stream import End, Inputs
 from engine.teacher_output import TeacherOutput
 from engine.teacher_store import StoredTeacher, visited
 from engine.text import clean
-from engine.training import Ended
 
-PROGRESS_SECONDS = 2.0
 _MARGIN_BYTES = 16 << 20
 
 
-class Preparer:
+class Preparer(Stepless):
     """Stores what a configuration's training needs of its teacher.
 
     Args:
@@ -59,60 +52,45 @@ class Preparer:
         contract_digest: SHA-256 of the contract that the recorder judges.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        run_dir: Path,
-        recorder: Recorder,
-        stop: StopRequest,
-        started: float,
-        contract_digest: str,
-    ) -> None:
-        self.config, self.run_dir, self.recorder, self.stop = config, run_dir, recorder, stop
-        self.started, self.contract_digest = started, contract_digest
-        self.writer: StoreWriter | None = None
-        self.measures: dict[str, float] = {}
-        self._told = self._work_started = -PROGRESS_SECONDS
+    parts: int
+    """Of a batch, as training takes it."""
+    writer: StoreWriter | None = None
 
-    def run(self) -> End:
-        """Every phase in turn; the `end` event that closes the stream is returned, not emitted."""
-        try:
-            return self._phases()
-        except Ended as ended:
-            reason = ended.reason
-            if self.writer is not None:
-                self.writer.flush()
-                there, wanted = self.writer.windows("train"), self.writer.manifest.wanted
-                reason += f"; {there:,} of {wanted:,} windows are stored, and a preparation goes on from there"
-            return self._end(ended.status, reason, ended.exit_code)
-        finally:
-            if self.writer is not None:
-                self.writer.close()
+    def settle(self) -> int:
+        """The parts of a batch, which later attempts keep."""
+        self.parts = settled(self.config, self.placement, self.recorder.first_run).train.parts
+        return self.parts
 
-    def _phases(self) -> End:
+    def left(self) -> str:
+        """How much is stored."""
+        if self.writer is None:
+            return ""
+        self.writer.flush()
+        there, wanted = self.writer.windows("train"), self.writer.manifest.wanted
+        return f"; {there:,} of {wanted:,} windows are stored, and a preparation goes on from there"
+
+    def close(self) -> None:
+        """Closes what is being written."""
+        if self.writer is not None:
+            self.writer.close()
+
+    def phases(self) -> End:
+        """Loads everything, stores what is missing, checks and names it whole."""
         config = self.config
         assert config.teacher is not None
-        self.placement = place(config.train)
-        if config.train.threads:
-            torch.set_num_threads(config.train.threads)
         torch.manual_seed(config.train.seed)
-        self.recorder.device_memory = lambda: device_memory(self.placement.device)
-        self.recorder.machine.gpu = smi_name(self.placement.device)
-        self.parts = settled(config, self.placement, self.recorder.first_run).train.parts
-        self.recorder.emit(run_event(config, self.placement, self.contract_digest, accumulation=self.parts))
-
-        student = load_the_student(config, self.placement, self.recorder, self._enter)
+        student = load_the_student(config, self.placement, self.recorder, self.enter)
         files = inspect_model_dir(resolve_builtin(config.teacher.path), "teacher")
-        corpus, tokenizer_dir = load_data(config, student, files, self.recorder, self._enter, self._poll)
+        corpus, tokenizer_dir = load_data(config, student, files, self.recorder, self.enter, self.poll)
         key = stored_key(config, self.placement, files, tokenizer_dir, corpus, student)
         self.recorder.emit(Inputs(digests={"teacher": key.teacher, "tokenizer": key.tokenizer, "data": key.data}))
-        self._poll()
+        self.poll()
         wanted = visited(config, corpus)
         directory = store_directory(cache_directory(config.teacher), key)
         if (whole := self._whole(directory, wanted)) is not None:
             return self._already(directory, whole)
 
-        self._enter("load-teacher", config.teacher.path)
+        self.enter("load-teacher", config.teacher.path)
         teacher = load_teacher(config.teacher, self.placement.device, self.placement.dtype)
         tell_vocabulary(teacher.vocab, student, files, self.recorder)
         if teacher.head is None:
@@ -121,7 +99,7 @@ class Preparer:
                 expected="a head that is one matrix product",
                 do="set teacher.source: online",
             )
-        self._measure("teacher_logit_error", teacher_error(teacher, student, self.placement))
+        self.measure("teacher_logit_error", teacher_error(teacher, student, self.placement))
         output = TeacherOutput(
             teacher, self.placement, key, config.distill.temperature, student.vocab, config.distill.chunk_mib << 20
         )
@@ -136,12 +114,12 @@ class Preparer:
         )
         size = self._sizes(begun, student.vocab)
         self._say_size(size, directory)
-        self._poll()
+        self.poll()
         if key.kind == "topk":
             self._fidelity(output, student, corpus)
         del student
 
-        self._enter("store", clean(str(directory), 300))
+        self.enter("store", clean(str(directory), 300))
         try:
             self._store(output, corpus, begun, size, directory, wanted)
         except OSError as error:
@@ -149,7 +127,7 @@ class Preparer:
             raise StoreError(
                 f"{where}: {error.strerror}", do="set teacher.cache to a directory that can be written"
             ) from None
-        self._enter("check")
+        self.enter("check")
         assert self.writer is not None
         self._check(output, corpus, self.writer, wanted)
         return self._publish(self.writer, directory)
@@ -169,9 +147,9 @@ class Preparer:
             "its measures are those of the run that made it"
         )
         for name, value in manifest.measures.items():
-            self._measure(name, value, "as measured when it was stored")
+            self.measure(name, value, "as measured when it was stored")
         self._require_mass()
-        return self._judge("everything is stored already")
+        return self.judge("everything is stored already")
 
     def _sizes(self, begun: Manifest, vocabulary: int) -> Sizes:
         key = begun.key
@@ -201,12 +179,12 @@ class Preparer:
         Raises:
             StoreError: it keeps less of the probability than `prepare.min_mass`.
         """
-        self._enter("fidelity")
+        self.enter("fidelity")
         key, vocabulary = output.key, output.vocabulary
         chosen = (output.temperature, key.top_k or 1)
         grid = [(t, k) for t in FIDELITY_TEMPERATURES for k in FIDELITY_COUNTS if k < vocabulary]
         windows = corpus.heldout_batch(max(1, FIDELITY_TOKENS // key.sequence))
-        rows = measure(output, student, windows, [*grid, chosen], self._poll)
+        rows = measure(output, student, windows, [*grid, chosen], self.poll)
         tokens = min(FIDELITY_TOKENS, len(windows) * key.sequence)
         self.recorder.log(f"what the largest logits keep, over {tokens:,} held-out tokens and the student's gradient:")
         for line in lines(rows, chosen):
@@ -214,14 +192,14 @@ class Preparer:
         for row in rows:
             names = fidelity_names(row.temperature, row.k) if (row.temperature, row.k) in grid else ()
             for name, value in zip(names, (row.mass, row.cosine), strict=False):
-                self._measure(name, value)
+                self.measure(name, value)
         own = next(row for row in rows if (row.temperature, row.k) == chosen)
-        self._measure("topk_mass", own.mass, f"K {own.k}, T {own.temperature:g}")
-        self._measure("topk_gradient_cosine", own.cosine, f"K {own.k}, T {own.temperature:g}")
+        self.measure("topk_mass", own.mass, f"K {own.k}, T {own.temperature:g}")
+        self.measure("topk_gradient_cosine", own.cosine, f"K {own.k}, T {own.temperature:g}")
         self._require_mass(rows)
 
     def _require_mass(self, rows: Sequence[Fidelity] = ()) -> None:
-        least, mass = self.config.prepare.min_mass, self.measures.get("topk_mass")
+        least, mass = self.config.prepare.min_mass, self.figures.get("topk_mass")
         if mass is None or mass >= least:
             return
         assert self.config.teacher is not None
@@ -257,34 +235,34 @@ class Preparer:
         if not made.has_head:
             made.put_head(output.head)
         batch = max(1, self.config.train.batch // self.parts)
-        self._work_started = time.monotonic()
+        self.begin_work()
         done, total = 0, ahead + len(missing)
 
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            self._progress(len(heldout) + len(wanted) - total, done, total, "windows")
+            self.progress(len(heldout) + len(wanted) - total, done, total, "windows")
 
         for begin in range(len(heldout) - ahead, len(heldout), batch):
-            self._poll()
+            self.poll()
             rows = heldout[begin : begin + batch]
             made.add("heldout", output.heldout(rows))
             advance(len(rows))
         made.flush()
         for begin in range(0, len(missing), batch):
-            self._poll()
+            self.poll()
             indices = missing[begin : begin + batch]
             tensors = output.train(corpus.train.stack(indices))
             made.add("train", tensors | {"windows": torch.tensor(indices, dtype=torch.int64)})
             advance(len(indices))
         made.flush()
         # Read back from the disk, every byte of it.
-        self._work_started, self._told = time.monotonic(), -PROGRESS_SECONDS
+        self.begin_work()
         whole = made.bytes
 
         def read(so_far: int) -> None:
-            self._poll()
-            self._progress(0, so_far, whole, "bytes read back")
+            self.poll()
+            self.progress(0, so_far, whole, "bytes read back")
 
         made.verify(read)
 
@@ -304,76 +282,20 @@ class Preparer:
         batch = min(len(wanted), max(1, self.config.train.batch // self.parts))
         cosine, differ, tokens = 1.0, 0, 0
         for _ in range(self.config.prepare.check_batches):
-            self._poll()
+            self.poll()
             indices = [int(i) for i in generator.choice(np.asarray(wanted), batch, replace=False)]
             smallest, others = output.compare(store.read(indices), corpus.train.stack(indices))
             cosine, differ = min(cosine, smallest), differ + others
             tokens += batch * self.config.train.sequence
-        self._measure("store_cosine", cosine, f"smallest of {tokens:,} tokens, computed again")
-        self._measure("store_ids_differ", float(differ), f"in {tokens:,} tokens, computed again")
+        self.measure("store_cosine", cosine, f"smallest of {tokens:,} tokens, computed again")
+        self.measure("store_ids_differ", float(differ), f"in {tokens:,} tokens, computed again")
 
     def _publish(self, made: StoreWriter, directory: Path) -> End:
         """Names the store whole, unless a verdict stands against it."""
-        self._poll()
+        self.poll()
         if not any(v.verdict == FAIL and v.severity != "warn" for v in self.recorder.verdicts):
-            manifest = made.finish(self.measures)
+            manifest = made.finish(self.figures)
             self.recorder.log(
                 f"{clean(str(directory), 300)}: whole: {manifest.windows:,} windows, {manifest.bytes:,} bytes"
             )
-        return self._judge("every window is stored")
-
-    def _judge(self, reason: str) -> End:
-        self._enter(JUDGE_PHASE, reason)
-        verdicts = [v for v in self.recorder.verdicts if v.severity != "warn"]
-        code = exit_code_of(verdicts)
-        if code == ExitCode.FAILED:
-            return self._end("FAILED", against([v for v in verdicts if v.verdict == FAIL]), code)
-        return self._end("COMPLETED", reason, code)
-
-    def _measure(self, name: str, value: float, detail: str = "") -> None:
-        self.measures[name] = value
-        self.recorder.emit(Measure(name=name, value=value, detail=detail))
-
-    def _progress(self, before: int, done: int, total: int, unit: str) -> None:
-        """Tells how far it is, every two seconds and at the end.
-
-        Args:
-            before: what earlier attempts had done.
-            done: by this one.
-            total: of this one.
-            unit: of all three.
-        """
-        now = time.monotonic()
-        if now - self._told < PROGRESS_SECONDS and done < total:
-            return
-        self._told, seconds = now, now - self._work_started
-        self.recorder.emit(
-            Progress(
-                done=before + done,
-                total=before + total,
-                unit=unit,
-                seconds=seconds,
-                seconds_left=seconds * (total - done) / done if done else None,
-            )
-        )
-
-    def _enter(self, phase: str, detail: str = "") -> None:
-        self.recorder.enter(phase, detail)
-        self._poll()
-
-    def _poll(self) -> None:
-        if self.stop.signal is not None:
-            raise Ended("STOPPED", f"{self.stop.signal} in phase {self.recorder.phase}", ExitCode.INTERRUPTED)
-        if (fatal := self.recorder.fatal) is not None:
-            raise Ended("FAILED", against([fatal]), ExitCode.FAILED)
-
-    def _end(self, status: str, reason: str, code: ExitCode) -> End:
-        peak = device_peak_bytes(self.placement.device)
-        return End(
-            status=status,
-            reason=reason,
-            exit_code=code,
-            steps=0,
-            seconds=time.monotonic() - self.started,
-            summary=summary(Totals(), self.recorder.phase_seconds, peak),
-        )
+        return self.judge("every window is stored")

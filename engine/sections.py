@@ -174,7 +174,7 @@ class Evaluate(Section, frozen=True, kw_only=True):
     """What `kdconsole evaluate` asks of a trained student, and how its generated code may run."""
 
     suite: SuitePath = "heldout"
-    """heldout: losses on the held-out part; humaneval or a JSONL file of its form: problems solved by generated code."""
+    """heldout: losses on the held-out part; humaneval or a JSONL file of its form: programs that solve problems."""
     limit: Count | None = None
     """The first so many problems alone; None: all of them."""
     samples: Annotated[int, Meta(ge=1, le=1000)] = 1

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.formats import ModelFiles, read_safetensors_header
+from engine.formats import ModelFiles, read_tensors
 from engine.sniff import TensorEntry, is_count
 
 _LLAMA_LIKE = frozenset(("llama", "mistral", "qwen2", "qwen3"))
@@ -96,7 +96,7 @@ def shape_of(files: ModelFiles, layers: Sequence[int] | None = None) -> Shape:
         return replace(shape, parameters=parameters, exact=exact, source=kind)
     tensors: dict[str, TensorEntry] = {}
     for file in files.weights:
-        tensors |= read_safetensors_header(file)
+        tensors |= read_tensors(file)
     if any(name.endswith(("lm_head.bias", "embed_out.bias")) for name in tensors):
         shape = replace(shape, plain_head=False)
     if layers is None:

@@ -32,7 +32,10 @@ _BITS = {
     **dict.fromkeys(["U32", "I32", "F32"], 32),
     **dict.fromkeys(["U64", "I64", "F64", "C64"], 64),
 }
-_CONVERT = "convert it to a Hugging Face directory with safetensors weights"
+_CONVERT = (
+    "give it by its own name, its tokenizer.json beside it, or convert it: `kdconsole convert FILE DIR` makes a "
+    "Hugging Face directory with safetensors weights of it"
+)
 _PICKLE = (
     "pickle can run code and is never loaded: open it where you trust it and save it again with save_pretrained, "
     "which writes safetensors"

@@ -152,7 +152,7 @@ def key_of(
     return Key(
         kind=spec.source,
         teacher=files_digest(teacher.weights),
-        teacher_config=files_digest([teacher.directory / "config.json"]),
+        teacher_config=files_digest(teacher.config_files),
         precision=precision,
         tokenizer=files_digest([tokenizer_dir / "tokenizer.json"]) if tokenizer_dir is not None else "",
         data=corpus.digest(),

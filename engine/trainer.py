@@ -192,10 +192,10 @@ class Trainer:
                 f"{self.totals.step} steps; {MIN_STEPS} are needed for a verdict",
                 ExitCode.TIMEOUT,
             )
-        verdicts = [v for v in self.recorder.verdicts if v.severity != "warn"]
-        code = exit_code_of(verdicts)
+        code = exit_code_of(self.recorder.verdicts)
         if code == ExitCode.FAILED:
-            return self._end("FAILED", against([v for v in verdicts if v.verdict == FAIL]), code)
+            failed = [v for v in self.recorder.verdicts if v.severity != "warn" and v.verdict == FAIL]
+            return self._end("FAILED", against(failed), code)
         return self._end("COMPLETED", _REASONS[reason], code)
 
     def _pair(self, loaded: Loaded) -> Pair:

@@ -6,9 +6,9 @@ a process of its own: only the loading is shared. Two ways lead here:
 - `Nursery.fork` starts a module and tells its pid, so that it can be signalled and stopped itself.
 - The real command with `Nursery.python_path`: the supervisor starts `python -P -m engine RUN_DIR` as
   ever, and that process has the nursery do it, with its own descriptors, directory and variables. It passes on the
-  signals that an engine knows, and ends as the engine does; if it is killed, the engine is. The process in which an
-  engine verifies an export gets the same. Not for tests that look at how an engine starts, or that stop or kill it by
-  its pid.
+  signals that an engine knows, and ends as the engine does; if it is killed, the engine is. The processes in which an
+  engine verifies an export, a publication is compared and a model imported get the same. Not for tests that look at how
+  an engine starts, or that stop or kill it by its pid.
 
 The process ends with its standard input, so with whoever started it.
 """
@@ -67,7 +67,11 @@ def hand_over(address):
     os._exit(code)
 
 
-if sys.orig_argv[1:4] in (["-P", "-m", "engine"], ["-P", "-m", "engine.verify_export"]):
+if sys.orig_argv[1:4] in (
+    ["-P", "-m", "engine"],
+    ["-P", "-m", "engine.verify_export"],
+    ["-P", "-m", "engine.publish_check"],
+) or sys.orig_argv[1:5] in (["-P", "-m", "engine.import_stage", "write"], ["-P", "-m", "engine.import_stage", "check"]):
     hand_over(ADDRESS)
 '''
 
@@ -125,6 +129,14 @@ class Nursery:
             socket.send_fds(connection, [json.dumps(order).encode() + b"\n"], streams)
             lines = connection.makefile()
             return Forked(json.loads(lines.readline())["pid"], connection, lines)
+
+    def python(self, path: Path) -> Path:
+        """Writes a Python for a host there, whose engines are forked: a shell script that starts this one."""
+        hooks = self.python_path.partition(os.pathsep)[0]
+        more = f"PYTHONPATH='{hooks}'${{PYTHONPATH:+:$PYTHONPATH}}"
+        path.write_text(f"#!/bin/sh\n{more} exec '{sys.executable}' \"$@\"\n")
+        path.chmod(0o755)
+        return path
 
     def close(self) -> None:
         """Ends the process."""

@@ -185,6 +185,7 @@ def one_run(lanes: RunLanes, page: Page, *, live: bool, now: float) -> Plot:
     curves.append(Curve(total, "━", lanes.steps, "loss", "main", slot("total"), band, origin))
     nothing = "no step yet" if source.timed or going else "no step is told of"
     nothing = "it stores a teacher and makes no steps" if prepares(state) else nothing
+    nothing = nothing if state.makes_steps or prepares(state) else "it makes no steps"
     if source.timed or state.end is not None:
         nothing += f" · {waiting}"
     return Plot(page, tuple(curves), nothing, state.target_steps, going, now_shown, source.unit, source.timed)

@@ -11,7 +11,7 @@ from typing import Final
 from console.conclusion import conclude
 from console.findings.finding import MOST, NOTE, SEVERE, WARNING, Case, Finding, steps_word
 from console.report import duration
-from console.stored import work_done
+from console.stored import prepares, shown_progress
 from dispatch.evidence import Kind
 from dispatch.manifest import EVENTS, EXIT, MANIFEST, SUMS
 from dispatch.supervisor import open_regular
@@ -64,9 +64,10 @@ def ended_badly(case: Case) -> Iterator[Finding]:
     elif end.status == "STOPPED":
         asked = f" of {steps_word(state.target_steps)}" if state.target_steps else ""
         after = f"after {end.steps:,}{asked}"
-        if state.run is not None and state.run.mode == "prepare":
-            made = work_done(state)
-            after = f"after {made.done:,} of {made.total:,} {made.unit}" if made else "before anything was stored"
+        if not state.makes_steps:
+            made = shown_progress(state)
+            after = f"after {made.done:,} of {made.total:,} {made.unit}" if made else f"in phase {state.phase}"
+            after = after if made or not prepares(state) else "before anything was stored"
         text = f"it was stopped {after}: {end.reason}"
         yield Finding("stopped", NOTE, text, step, at, case.source)
     elif end.status != "COMPLETED" and not any(v.verdict == FAIL for v in state.judged):

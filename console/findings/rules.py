@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from console.findings import at_end, in_training, waits
+from console.findings import at_end, evaluated, in_training, waits
 from console.findings.finding import NOTE, SEVERE, SEVERITIES, WARNING, Case, Finding, Rule
 from console.run_reader import LoadedRun
 from dispatch.sums import Checked
@@ -21,6 +21,7 @@ RULES: tuple[Rule, ...] = (
     at_end.unread,
     at_end.changed,
     at_end.disputed,
+    evaluated.controls_off,
     at_end.ended_badly,
     # What it trained, and how.
     in_training.failed_export,

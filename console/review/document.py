@@ -13,6 +13,7 @@ from console import efficiency
 from console.findings.rules import Finding
 from console.loss_curve import points
 from console.review.past import Loss, Losses, Range, Review, heldout_losses, known, train_losses, waited_for_checkpoints
+from console.scored import document as scored_document
 from console.stored import prepares, store_of, stored_bytes, work_done
 from dispatch.evidence import Kind
 from engine.stream import Checkpoint, CheckpointFailed
@@ -73,6 +74,7 @@ def document(review: Review) -> dict[str, Any]:
         "checkpoints": [_checkpoint(each) for each in state.checkpoints],
         "checkpoint_wait_seconds": waited_for_checkpoints(state),
         "stored": _stored(review),
+        "evaluation": scored_document(review.state),
         "projection": _projection(review),
         "smoke_promised": _range(review.smoke),
         "verdicts": [

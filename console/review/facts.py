@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from console import efficiency
 from console.report import duration
 from console.review.past import Review, known
-from console.stored import MODE, prepares, store_of, stored_so_far, storing_speed
+from console.stored import store_of
 from console.times import date
+from console.without_steps import came
 from dispatch.evidence import Kind
 from dispatch.old_manifest import OldManifest
 from engine.stream import Projection
@@ -27,12 +28,12 @@ _PHASES = {
 def facts(review: Review) -> list[tuple[str, str]]:
     """The facts, in the order in which one asks for them; what nobody said is left out, or said to be so."""
     old = review.loaded.evidence.old if review.loaded.evidence else None
+    made = came(review.state)
     found = [
         ("run", _run(review)),
         ("campaign", _campaign(review)),
         ("asked", _asked(old) if old is not None else ""),
-        ("steps", "" if prepares(review.state) else _steps(review)),
-        ("stored", (stored_so_far(review.state) or NOT_SAID) if prepares(review.state) else ""),
+        ("steps", _steps(review)) if made is None else (made.name, made.text or NOT_SAID),
         ("store", store_of(review.state)),
         ("where", _where(review) or NOT_SAID),
         ("when", _when(review) or NOT_SAID),
@@ -55,13 +56,15 @@ def _run(review: Review) -> str:
     models = f"{about.student or 'a student that is not said'} on "
     no_teacher = review.loaded.kind is Kind.RUN and run is not None and run.teacher is None
     models += "no teacher" if no_teacher else about.teacher or "a teacher that is not said"
-    if run is not None and run.mode == MODE:
-        models = f"{about.teacher}, for {about.student}"
+    made = came(review.state)
+    if made is not None:
+        models = made.of
     told = [f"{about.mode or 'a run'} of {models}" if about.student or about.teacher or run else about.mode or NOT_SAID]
     if run is not None:
-        told += [f"T {run.temperature:g}"] if known(run.temperature) is not None else []
-        told += [f"alpha {run.alpha:g}"] if known(run.alpha) is not None and run.mode != MODE else []
-        told += [f"{run.tokens_per_step:,} tokens a step"] if run.tokens_per_step and run.mode != MODE else []
+        heated = known(run.temperature) is not None and (made is None or made.name == "stored")
+        told += [f"T {run.temperature:g}"] if heated else []
+        told += [f"alpha {run.alpha:g}"] if known(run.alpha) is not None and made is None else []
+        told += [f"{run.tokens_per_step:,} tokens a step"] if run.tokens_per_step and made is None else []
     return ", ".join(told)
 
 
@@ -188,7 +191,8 @@ def _phases(review: Review) -> str:
 
 
 def _speed(review: Review) -> str:
-    told = [storing_speed(review.state)] if prepares(review.state) and storing_speed(review.state) else []
+    made = came(review.state)
+    told = [made.speed] if made is not None and made.speed else []
     if review.steps_per_second is not None:
         told.append(f"{review.steps_per_second:.2f} steps/s")
     tokens = known(review.summary("tokens_per_second"))

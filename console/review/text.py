@@ -27,7 +27,7 @@ from console.review.past import (
     train_losses,
     waited_for_checkpoints,
 )
-from console.stored import fidelity, fidelity_table, measured, prepares, stored_so_far
+from console.without_steps import Came, came
 from dispatch.evidence import Kind
 from engine.errors import ExitCode
 from engine.stream import Checkpoint, CheckpointFailed
@@ -56,8 +56,8 @@ def parts(review: Review, width: int) -> Iterator[RenderableType]:
     """The report from its top to its last line, the conclusion."""
     yield Text.assemble((review.loaded.label, "bold"), "  ", (_kind(review), "dim"))
     yield _grid(facts(review))
-    if prepares(review.state):  # it makes no steps, and nobody misses losses
-        yield from _section("fidelity of what is stored", _fidelity(review))
+    if (made := came(review.state)) is not None:  # it makes no steps, and nobody misses losses
+        yield from _section(made.title, _figures(made))
     else:
         yield from _section("losses, nats per token", _losses(review))
     yield from _curve(review, width)
@@ -150,16 +150,16 @@ def _losses(review: Review) -> Iterator[RenderableType]:
         yield Text(f"top-1 agreement with the teacher {what}")
 
 
-def _fidelity(review: Review) -> Iterator[RenderableType]:
-    """How true a stored teacher is."""
-    if figures := fidelity(review.state):
-        yield _grid((each.name, "  ".join(filter(None, (measured(each), each.detail)))) for each in figures)
-    for head, *rows in [fidelity_table(review.state)] if fidelity_table(review.state) else []:
+def _figures(made: Came) -> Iterator[RenderableType]:
+    """How true a stored teacher is; of an evaluation its controls and scores, and what it does not solve."""
+    if made.figures:
+        yield _grid((name, "  ".join(filter(None, (value, detail)))) for name, value, detail in made.figures)
+    for head, *rows in made.tables:
         grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for name in head:
-            grid.add_column(name, justify="right", no_wrap=True)
+            grid.add_column(name, justify="right" if made.name == "stored" else "left", overflow="fold")
         for row in rows:
-            grid.add_row(*row)
+            grid.add_row(*map(Text, row))
         yield from (Text(""), grid)
 
 
@@ -295,7 +295,7 @@ def block(review: Review) -> list[RenderableType]:
     """One run of several in a few lines: status, losses, worst finding."""
     losses = [f"{name} {text}" for name, text in _short_losses(review) if text]
     steps = "" if review.steps is None else f"{review.steps:,} {review.state.source.unit}s"
-    steps = stored_so_far(review.state) if prepares(review.state) else steps
+    steps = steps if (made := came(review.state)) is None else made.text
     took = "" if review.seconds is None else f"in {duration(review.seconds)}"
     host = f"on {review.loaded.about.host}" if review.loaded.about.host else ""
     ran = " ".join(each for each in (steps, took, host) if each)
@@ -344,7 +344,9 @@ def summary_row(review: Review, name: str) -> list[Text]:
     (_, train), (_, held) = _short_losses(review)
     verdicts = [each.verdict.verdict for each in review.judgements()]
     counts = " ".join(f"{_VERDICTS[word][0]}{verdicts.count(word)}" for word in ORDER if word in verdicts)
-    steps = "" if review.steps is None or prepares(review.state) else f"{review.steps:,}"
+    made = came(review.state)
+    steps = "" if review.steps is None or made is not None else f"{review.steps:,}"
+    train = train if made is None else made.short
     return [
         Text(name, overflow="fold"), Text(steps), Text(train), Text(held), Text(counts),
         status(review), found,

@@ -17,7 +17,7 @@ from console.run_report.fast import efficiency_section
 from console.run_report.model import NOT_SAID, Report, Said, Tone, known, said
 from console.run_report.proof import Proof
 from console.side_by_side import Cell
-from console.stored import prepares, stored_so_far, storing_speed
+from console.without_steps import came
 from dispatch.evidence import Kind
 from dispatch.manifest import versions
 from engine.stream import Verdict
@@ -86,8 +86,8 @@ def status_of(loaded: LoadedRun, found: Proof) -> tuple[Mark, str]:
 def _title(loaded: LoadedRun) -> str:
     about, run = loaded.about, loaded.state.run
     if loaded.state.source.timed and run is not None:
-        if prepares(loaded.state):
-            return clean(f"{run.mode}: {run.teacher} for {run.student}, on {about.host or run.host}", 200)
+        if (made := came(loaded.state)) is not None:
+            return clean(f"{run.mode}: {made.of}, on {about.host or run.host}", 200)
         teacher = f"taught by {run.teacher}" if run.teacher else "without a teacher"
         return clean(f"{run.mode}: {run.student} {teacher}, on {about.host or run.host}", 200)
     models = f"{about.student or 'student ' + NOT_SAID} taught by {about.teacher or 'a teacher that is ' + NOT_SAID}"
@@ -123,10 +123,12 @@ def _summary(loaded: LoadedRun, told: Mapping[str, Cell]) -> tuple[tuple[str, Sa
         ("MFU", said("" if used is None else f"{used:.1%}")),
         ("verdicts", said(counts, tone)),
     )
-    if prepares(state):
+    made_of = came(state)
+    if made_of is not None:
         kept = tuple(row for row in rows if row[0] in ("took", "verdicts"))
-        rows = (("stored", said(stored_so_far(state))), ("speed", said(storing_speed(state))), *kept)
-    always = ("steps", "train loss", "stored", "took", "verdicts")
+        toned: Tone = "" if made_of.tone == "good" else made_of.tone
+        rows = ((made_of.name, said(made_of.text, toned)), ("speed", said(made_of.speed)), *kept)
+    always = ("steps", "train loss", "stored", "score", "took", "verdicts")
     return tuple(row for row in rows if row[0] in always or known([row]))
 
 

@@ -25,14 +25,16 @@ from console.run_report.model import (
     Section,
     Table,
     Timeline,
+    Tone,
     known,
     marked,
     said,
 )
 from console.run_state import RunState
 from console.side_by_side import Cell
-from console.stored import fidelity, fidelity_table, measured, prepares, store_of, stored_so_far, storing_speed
+from console.stored import store_of
 from console.widgets.layout import size
+from console.without_steps import came
 from dispatch.manifest import iso_utc
 from engine.stream import Checkpoint, CheckpointFailed
 
@@ -76,7 +78,7 @@ def what_ran(loaded: LoadedRun, told: Mapping[str, Cell]) -> Section:
     old = loaded.evidence.old if loaded.evidence else None
     weights = [f"{name} {value}" for name, value in _weights(loaded).items()]
     device = f"{ours.device} {ours.device_name}, {ours.precision}" if ours else old.backend if old else ""
-    tokens = f"{ours.tokens_per_step:,}" if ours and not prepares(state) else ""
+    tokens = f"{ours.tokens_per_step:,}" if ours and state.makes_steps else ""
     batch = " × ".join(str(settings[key]) for key in ("train.batch", "train.sequence") if key in settings)
     rows: tuple[tuple[str, Said], ...] = (
         ("student", said(about.student, code=True)),
@@ -101,8 +103,9 @@ def what_ran(loaded: LoadedRun, told: Mapping[str, Cell]) -> Section:
         ("ticket", said(about.ticket)),
         ("falsifier", said(about.falsifier)),
     )
-    if prepares(state):
-        rows = tuple(row for row in rows if row[0] not in _OF_STEPS)
+    if not state.makes_steps:
+        without = (*_OF_STEPS, *(("data", "batch") if state.answers else ()))
+        rows = tuple(row for row in rows if row[0] not in without)
     optional = {"ticket", "falsifier", "campaign phase", "memory peak", "tokens a step", "tokens/s"}
     return Section("ran", "What ran", (Facts(tuple(r for r in rows if r[0] not in optional or r in known([r]))),))
 
@@ -140,24 +143,29 @@ def _ended(loaded: LoadedRun) -> float | None:
 
 
 def stored_section(loaded: LoadedRun) -> Section | None:
-    """How much of a teacher was stored, and how true it is; of a run that stores one."""
-    if not prepares(loaded.state):
+    """How much of a teacher was stored and how true it is, or how a model scored; of a run that makes no steps."""
+    made = came(loaded.state)
+    if made is None:
         return None
-    rows = [tuple(map(said, (each.name, measured(each), each.detail))) for each in fidelity(loaded.state)]
-    speed, place = said(storing_speed(loaded.state)), said(store_of(loaded.state), code=True)
-    blocks: list[Block] = [Facts((("stored", said(stored_so_far(loaded.state))), ("speed", speed), ("store", place)))]
-    if rows:
-        blocks.append(Table(("fidelity", "", ""), tuple(rows), frozenset((1,))))
-    for head, *figures in [fidelity_table(loaded.state)] if fidelity_table(loaded.state) else []:
-        cells = tuple(tuple(map(said, row)) for row in figures)
-        blocks.append(Table(head, cells, frozenset(range(len(head)))))
-    return Section("stored", "The stored teacher", tuple(blocks))
+    stores = made.name == "stored"
+    tone: Tone = "" if made.tone == "good" else made.tone
+    facts = [(made.name, said(made.text, tone)), ("speed", said(made.speed))]
+    facts += [("store", said(store_of(loaded.state), code=True))] if stores else []
+    blocks: list[Block] = [Facts(tuple(facts))]
+    if made.figures:
+        rows = tuple(tuple(map(said, each)) for each in made.figures)
+        blocks.append(Table(("fidelity" if stores else made.title, "", ""), rows, frozenset((1,))))
+    for head, *figures in made.tables:
+        cells = tuple(tuple(said(cell) if stores else Said(cell) for cell in row) for row in figures)
+        blocks.append(Table(head, cells, frozenset(range(len(head))) if stores else frozenset()))
+    title = {"stored": "The stored teacher", "score": "Score and controls"}.get(made.name, "What was published")
+    return Section(made.name, title, tuple(blocks))
 
 
 def loss_section(loaded: LoadedRun, name: str) -> Section | None:
     """The curve, and the first, last and best of every loss; of a run that makes steps."""
     state = loaded.state
-    if prepares(state):
+    if not state.makes_steps:
         return None
     rows = []
     with_teacher = state.run is None or state.run.teacher is not None

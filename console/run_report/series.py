@@ -8,13 +8,14 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from console.answers import OUTCOMES
 from console.run_reader import LoadedRun
 from console.run_report.proof import JUDGED
 from console.run_state import RunState
 from console.series import STEP_COLUMNS
 from engine.stream import Checkpoint
 
-SERIES = ("steps", "evals", "checkpoints", "verdicts")
+SERIES = ("steps", "evals", "checkpoints", "verdicts", "answers")
 _CHUNK = 10_000
 _UNITS = {"t": "t_unix_seconds", "seconds": "seconds"}
 _WHOLE = ("step", "tokens")
@@ -31,6 +32,9 @@ def csv_of(loaded: LoadedRun, series: str) -> Iterator[str]:
     elif series == "checkpoints":
         yield _lines(("step", "t_unix_seconds", "kind", "path", "bytes", "tensors", "sha256", "seconds", "error"))
         yield _lines(*_checkpoints(state))
+    elif series == "answers":
+        yield _lines(("task", "answers", *OUTCOMES))
+        yield _lines(*((task.name, task.answers, *task.counts) for task in state.answers.tasks))
     else:
         yield _lines(("id", "verdict", "severity", "expected", "observed", "step", "basis", "claim"))
         yield _lines(

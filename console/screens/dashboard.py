@@ -20,12 +20,14 @@ from textual.widgets import Input, Static
 from console.export_files import write_new
 from console.screens.chart_actions import ChartActions
 from console.screens.time_actions import TimeActions
+from console.stored import prepares
 from console.view import View
 from console.widgets.checkpoints import Checkpoints
 from console.widgets.headline import HeadLine
 from console.widgets.log import LogPane
 from console.widgets.loss_chart import LossChart
 from console.widgets.projection import ProjectionPane
+from console.widgets.score import ScorePane
 from console.widgets.verdicts import Verdicts
 from console.widgets.vitals import VitalsPane
 from engine.text import clean
@@ -46,6 +48,8 @@ TITLES = {
     "log": "log",
 }
 
+SCORE = "score"
+"""The pane that stands where the chart does, of a run that evaluates or publishes."""
 SHORT_TITLES = TITLES | {"verdicts": "verdicts", "checkpoints": "ckpts", "projection": "proj"}
 _ASKED = {
     "filter": "show only lines with this text; empty shows all",
@@ -103,6 +107,8 @@ class Dashboard(ChartActions, TimeActions):
         self.loaded = asyncio.Event()
         """Everything was read that stood there when the screen was opened, or it cannot be read."""
         self._pane, self._asked = "chart", "filter"
+        self._scores = False
+        """It has no losses to draw, and shows what it came to."""
 
     def panes(self) -> ComposeResult:
         """The head, the panes and the line for questions; the subclass's own lines come below."""
@@ -111,6 +117,7 @@ class Dashboard(ChartActions, TimeActions):
         with Horizontal(id="upper"):
             with Vertical(id="left"):
                 yield LossChart(id="chart", classes="pane", fps=self.app.settings.fps)
+                yield ScorePane(self.path, id=SCORE, classes="pane")
                 yield Checkpoints(id="checkpoints", classes="pane")
             with Vertical(id="right"):
                 yield Verdicts(id="verdicts", classes="pane")
@@ -144,17 +151,33 @@ class Dashboard(ChartActions, TimeActions):
         if moment is not None:
             view = replace(view, state=state.at(moment), now=moment, last_t=state.last_t, scrubbed=True)
         self.view = view
+        self._choose_first(view)
         self.set_class(state.efficiency is not None and self.size.height >= TALL, "pace")
         self.query_one(HeadLine).show(view)
         for pane in self._panes():
             if pane.display:
                 pane.show(view)
 
+    def _choose_first(self, view: View) -> None:
+        """The chart of a run that makes steps, the score of one that does not."""
+        state = self.latest.state
+        scores = not state.makes_steps and not prepares(state)
+        if scores == self._scores:
+            return
+        focused = self._named("chart").has_focus
+        self._scores = scores
+        self._arrange()
+        if focused:
+            self._named("chart").focus()
+
     def _panes(self) -> list[Pane]:
         return [self._named(name) for name in self.PANES]
 
     def _named(self, name: str) -> Pane:
-        return cast("Pane", self.query_one(f"#{name}"))
+        return cast("Pane", self.query_one(f"#{SCORE if name == 'chart' and self._scores else name}"))
+
+    def _titles(self, titles: dict[str, str]) -> dict[str, str]:
+        return titles | {"chart": SCORE} if self._scores else titles
 
     def _arrange(self) -> None:
         """All panes side by side where there is room for them, else the one that was chosen."""
@@ -162,6 +185,8 @@ class Dashboard(ChartActions, TimeActions):
         self.set_class(not wide, "one")
         tabs = self.query_one("#tabs", Static)
         tabs.display = not wide
+        for name in ("chart", SCORE):
+            self.query_one(f"#{name}").display = False
         for name in self.PANES:
             self._named(name).display = wide or name == self._pane
         for group, names in GROUPS.items():
@@ -170,7 +195,7 @@ class Dashboard(ChartActions, TimeActions):
 
     def _tabs(self) -> Content:
         """The names of all panes with their keys, shortened where the line is too narrow for them."""
-        for titles in (TITLES, SHORT_TITLES):
+        for titles in map(self._titles, (TITLES, SHORT_TITLES)):
             parts: list[Content] = []
             for number, name in enumerate(self.PANES, 1):
                 press = Style.from_meta({"@click": f"screen.pane_{number}"})
@@ -188,8 +213,8 @@ class Dashboard(ChartActions, TimeActions):
 
     def on_descendant_focus(self, event: DescendantFocus) -> None:
         """The pane with the focus is the one that stays when there is room for one."""
-        if event.widget.id in self.PANES:
-            self._pane = event.widget.id
+        if (name := "chart" if event.widget.id == SCORE else event.widget.id) in self.PANES:
+            self._pane = name
 
     # Actions: panes
 
@@ -210,8 +235,8 @@ class Dashboard(ChartActions, TimeActions):
         self._go_to(self.PANES[self.PANES.index(self._pane) - 1])
 
     def action_pane_1(self) -> None:
-        """To the loss chart; from there to its other page."""
-        if self._pane == "chart" and self._named("chart").has_focus:
+        """To the loss chart, or what stands in its place; from the chart to its other page."""
+        if self._pane == "chart" and self.chart.has_focus:
             self.action_page()
         self._go_to("chart")
 
@@ -315,13 +340,16 @@ class Dashboard(ChartActions, TimeActions):
         """Copies what the pane shows, through the terminal (OSC 52)."""
         text = self._named(self._pane).copy_text()
         self.app.copy_to_clipboard(text)
-        self.app.say(f"copied {len(text.splitlines()):,} lines of {TITLES[self._pane]}")
+        self.app.say(f"copied {len(text.splitlines()):,} lines of {self._titles(TITLES)[self._pane]}")
 
     def action_export(self) -> None:
         """Writes the pane's data or picture to files in the working directory; never over one that is there."""
-        if self._pane == "chart":
+        if self._pane == "chart" and self._scores:
+            pane = self.query_one(ScorePane)
+            contents: dict[str, str | bytes] = {".csv": pane.csv(), ".txt": pane.copy_text() + "\n"}
+        elif self._pane == "chart":
             title = f"{self.named_run} {self.latest.state.phase}"
-            contents: dict[str, str | bytes] = {".csv": self.chart.csv(), **self.chart.pictures(title)}
+            contents = {".csv": self.chart.csv(), **self.chart.pictures(title)}
         elif self._pane == "log":
             contents = {".txt": self.query_one(LogPane).all_text() + "\n"}
         else:
@@ -329,7 +357,8 @@ class Dashboard(ChartActions, TimeActions):
         try:
             # Not what its manifest calls it, which may be a path to anywhere.
             stem = clean(self.path.name, 200)
-            written = write_new(Path.cwd(), f"{stem}-{self._pane}", contents)
+            name = SCORE if self._pane == "chart" and self._scores else self._pane
+            written = write_new(Path.cwd(), f"{stem}-{name}", contents)
         except OSError as error:
             self.app.say(f"not written: {error.filename}: {error.strerror}", "error")
             return

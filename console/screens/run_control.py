@@ -33,12 +33,13 @@ class RunControl(FollowingScreen):
 
     @work(exclusive=True, group="resume", exit_on_error=False)
     async def action_resume(self) -> None:
-        """Asks, and starts another attempt of a training that ended before its last step."""
+        """Asks, and starts another attempt of a training that ended before its last step, or of an evaluation."""
         name = self.run_dir.id
         if self.going_on:
             self.app.say(f"{name} goes on")
             return
-        consequences = "It goes on from its newest whole checkpoint, with its own configuration, in the same directory."
+        came_to = "its newest whole checkpoint" if self.run_dir.manifest.mode == "train" else "what it has already"
+        consequences = f"It goes on from {came_to}, with its own configuration, in the same directory."
         if not await self.app.ask(f"Resume {name}?", consequences, "resume the run"):
             return
         place = self.app.reach.place(self.run_dir)
@@ -62,10 +63,13 @@ class RunControl(FollowingScreen):
         if not self.going_on:
             self.app.say(f"{name} has ended already")
             return
-        consequences = (
+        keeps = (
             "It ends after the present step, and commits a checkpoint where there is something to save; a training "
-            f"can be resumed from it. One that has not ended after {STOP_GRACE_SECONDS:.0f} s is killed."
+            "can be resumed from it."
         )
+        if self.run_dir.manifest.mode == "evaluate":
+            keeps = "It ends soon, and keeps the answers that are generated and judged; it can be resumed from them."
+        consequences = f"{keeps} One that has not ended after {STOP_GRACE_SECONDS:.0f} s is killed."
         if not await self.app.ask(f"Stop {name}?", consequences, "stop the run"):
             return
         self.do(f"stopping {name}; it commits what it has")

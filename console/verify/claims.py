@@ -26,7 +26,7 @@ class Claim:
     """Something that evidence states. All texts are safe to print."""
 
     part: str
-    """Of the evidence: `files`, `stream`, `verdicts`, `manifest`, `end`, `log`, `weights`."""
+    """Of the evidence: `files`, `stream`, `verdicts`, `manifest`, `end`, `answers`, `log`, `weights`."""
     name: str
     stated: str
     recomputed: str

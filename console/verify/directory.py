@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from console.run_files import host_state, read_contract, read_exit, read_manifest
+from console.run_files import host_state, read_contract, read_exit, read_manifest, read_small
+from console.verify.answers import answer_claims
 from console.verify.claims import Claim, Mark, differs, untold
 from console.verify.end import end_claims
 from console.verify.files import not_plain, verify_files
@@ -21,6 +23,7 @@ from dispatch.bundle import engine_bundle
 from dispatch.ended import JOURNAL, attempts_of
 from dispatch.manifest import CONFIG, CONTRACT, EVENTS, EXIT, MANIFEST, SUMS, ExitRecord, Manifest
 from dispatch.sums import MAX_FILES, Progress
+from engine.config import RunConfig, parse_config
 from engine.errors import ConfigError, ExitCode, RunError, StreamError
 from engine.falsifiers import Contract
 from engine.text import clean
@@ -111,6 +114,7 @@ def verify_run(path: Path, given_id: str | None, say: Say) -> Verified:
         claims += stream_claims(played, starts)
         claims += verdict_claims(fold, why, same_engine=_same_engine(manifest))
         claims += end_claims(fold, record)
+        claims += answer_claims(path, manifest, fold, _config(path), meter)
     if manifest is not None:
         claims += manifest_claims(path, manifest, fold, plain=not odd)
     if JOURNAL not in odd:
@@ -184,6 +188,13 @@ def _contract(path: Path) -> tuple[Contract | None, str]:
         return read_contract(path), ""
     except (RunError, ConfigError) as error:
         return None, f"there is nothing to judge by: {error}"
+
+
+def _config(path: Path) -> RunConfig | None:
+    """As it stands there; what is wrong with it the manifest's claims tell."""
+    with contextlib.suppress(RunError, ConfigError, UnicodeDecodeError):
+        return parse_config((read_small(path / CONFIG) or b"").decode(), source=CONFIG, base=path)
+    return None
 
 
 def _exit(path: Path) -> ExitRecord | None:

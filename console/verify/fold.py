@@ -7,31 +7,34 @@ import re
 from array import array
 from dataclasses import dataclass, field
 
+from console.verify.answer_fold import AnswerFold
+from console.verify.faults import MAX_FAULTS, Faults
 from console.verify.speed import wrong
 from engine.falsifiers import FIRST_PHASE, Contract, Judge
-from engine.stream import Checkpoint, Efficiency, End, Eval, Event, Log, Measure, Phase, Projection, Run, Step, Verdict
+from engine.stream import (
+    Checkpoint,
+    Control,
+    Efficiency,
+    End,
+    Eval,
+    Event,
+    Inputs,
+    Log,
+    Measure,
+    Phase,
+    Problem,
+    Projection,
+    Run,
+    Step,
+    Verdict,
+)
 
-MAX_FAULTS = 10
-"""Of one kind that are named; the others are counted."""
+__all__ = ["MAX_FAULTS", "MAX_GAP", "Attempt", "Faults", "Fold", "Saved"]
+
 MAX_GAP = 1 << 20
 """Steps that may be missing in a row before what follows is not placed any more."""
 _RESUMED = re.compile(r"resumed from ckpt-step-[0-9]+, step ([0-9,]{1,30})")
 _DISK = "the stream could not be written"
-
-
-class Faults:
-    """What contradicts itself, by kind, each with its place."""
-
-    def __init__(self) -> None:
-        self.named: dict[str, list[str]] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, kind: str, text: str) -> None:
-        """Notes one."""
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        named = self.named.setdefault(kind, [])
-        if len(named) < MAX_FAULTS:
-            named.append(text)
 
 
 @dataclass
@@ -75,6 +78,7 @@ class Fold:
     def __init__(self, contract: Contract | None, faults: Faults) -> None:
         self._judge = None if contract is None else Judge(contract)
         self._faults = faults
+        self.answers = AnswerFold()
         self.attempts: list[Attempt] = []
         self.runs = 0
         self.run: Run | None = None
@@ -163,6 +167,7 @@ class Fold:
         self._carried |= self.owed
         self.owed = {}
         self.attempts.append(Attempt())
+        self.answers.begin()
 
     def _other(self, event: Event) -> None:
         attempt = self.attempts[-1]
@@ -185,8 +190,12 @@ class Fold:
                 attempt.resumed = int(found[1].replace(",", "") or 0)
                 self._rewind(attempt.resumed + 1)
         elif isinstance(event, Measure):
+            self.answers.measures[event.name] = event.value
             if event.name == "steps_per_second":
                 attempt.speed = event.value
+        elif isinstance(event, Control | Problem | Inputs):
+            for text in self.answers.see(event, self._line):
+                self._fault("answers", event, text)
         elif isinstance(event, Checkpoint):
             self._checkpoint(event)
         elif isinstance(event, Projection):

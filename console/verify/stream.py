@@ -36,6 +36,7 @@ _KINDS = {
     "attempts": ("attempts follow each other", "1, 2, 3, …"),
     "steps": ("steps count without a gap", "1, 2, 3, …"),
     "speed": ("speeds are those of the steps", "tokens/s, MFU, split"),
+    "answers": ("answers come after controls, each once", "passed or not, as its outcome says"),
     "verdicts": ("verdicts fall where they are stated", "as they are judged"),
 }
 
@@ -198,10 +199,13 @@ def stream_claims(played: Replay, starts: int) -> Iterator[Claim]:
         "attempts": f"{len(fold.attempts)}",
         "steps": _steps(fold),
         "speed": f"{fold.speeds:,} told",
+        "answers": f"{len(fold.answers.answers):,} answers",
         "verdicts": f"{len(fold.stated)} stated",
     }
     for kind, (name, stated) in _KINDS.items():
         if (kind == "verdicts" and not fold.judged) or (kind == "speed" and not fold.speeds):
+            continue
+        if kind == "answers" and not fold.answers.answers and kind not in faults.counts:
             continue
         if kind not in faults.counts:
             yield same(PART, name, stated, recomputed[kind])

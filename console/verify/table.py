@@ -21,6 +21,7 @@ _TITLES = {
     "stream": "stream, replayed",
     "verdicts": "verdicts, judged anew",
     "end": "end, from the steps",
+    "answers": "answers, scored anew",
     "manifest": "manifest, from its files",
     "log": "printed log",
     "weights": "weights",

@@ -14,6 +14,7 @@ from console.forecast import checkpoint_period, forecast
 from console.outlook import ages, last_checkpoint, outlook
 from console.palette import CHECKPOINTS, VERDICTS, Mark
 from console.report import duration
+from console.scored import evaluates
 from console.stored import prepares
 from console.times import age
 from console.view import View
@@ -109,6 +110,10 @@ def _none_yet(view: View) -> str:
         return "A smoke keeps no checkpoints."
     if prepares(view.state):
         return "It makes no steps: what it stores is whole file by file, and stays."
+    if evaluates(view.state) and view.state.answers:
+        return "It makes no steps: each answer and its result is kept when it is there, and none is made twice."
+    if not view.state.makes_steps:
+        return "It makes no steps, and so no checkpoints."
     if outlook(view).ended:
         steps = view.state.last_step.step if view.state.last_step else 0
         return f"It ended without a checkpoint, after {steps:,} steps: there is none to resume from."

@@ -38,6 +38,7 @@ from console.widgets.layout import MUTED, Part, drawn_bar, fit, marked, number, 
 from console.widgets.moments import moment_part
 from console.widgets.pane import Pane
 from console.widgets.projection import elapsed
+from console.without_steps import Came, came
 from engine.errors import ExitCode
 from engine.text import clean
 
@@ -109,6 +110,11 @@ def _who(view: View) -> list[Part]:
     if run is not None and run.student:
         student = _base(run.student)
         models = f"{_base(run.teacher)} > {student}" if run.teacher else student
+        if not view.state.makes_steps and run.mode != "prepare":
+            # An exported model lies in a directory of that name, below its run's.
+            student = "/".join(run.student.rstrip("/").split("/")[-2:]) if student == "model" else student
+            models = f"{student} against {_base(run.teacher)}" if run.teacher else student
+            return [*parts, Part.of(5, Content.styled(models, "bold"), student)]
         parts.append(
             Part.of(5, Content.styled(f"{models}, no teacher" if run.teacher is None else models, "bold"), student)
         )
@@ -247,7 +253,7 @@ def _exit(view: View, seen: Outlook) -> list[Part]:
 def _coming(view: View, seen: Outlook, coming: Forecast | None) -> list[Part]:
     if coming is None:
         run = view.state.run
-        before = run is not None and run.mode != "prepare" and view.state.last_step is None and view.timed
+        before = run is not None and view.state.makes_steps and view.state.last_step is None and view.timed
         return [Part.of(3, Content.styled("ETA after 10 steps", MUTED))] if before else []
     p10, p50, p90 = coming.seconds
     if_only = {"STALLED": " once it goes on", "UNREACHABLE": " if it goes on"}.get(seen.status, "")
@@ -261,7 +267,9 @@ def _coming(view: View, seen: Outlook, coming: Forecast | None) -> list[Part]:
 
 
 def _learning(state: RunState) -> list[Part]:
-    """The first loss and where it stands: the held-out one once there are two of it."""
+    """The first loss and where it stands: the held-out one once there are two of it; of an evaluation its score."""
+    if (result := came(state)) is not None:
+        return _score(result)
     said = state.end.summary if state.end is not None and not state.source.timed else {}
     if {"initial_loss", "final_loss"} <= said.keys():  # exactly, where the lines tell of every tenth step or of none
         name, first, now = "loss", said["initial_loss"], said["final_loss"]
@@ -279,6 +287,16 @@ def _learning(state: RunState) -> list[Part]:
         return [Part.of(6, *forms)]
     style = "bold $warning" if math.isfinite(now) else "bold $error"
     return [Part.of(6, *(Content.styled(f"⚠ {form}", style) for form in forms))]
+
+
+def _score(result: Came) -> list[Part]:
+    """The score of an evaluation, or that there is none to be believed."""
+    if not result.short:
+        return []
+    style = {"bad": "reverse bold $error", "good": "bold"}.get(result.tone, "")
+    told = f"{result.name} {result.short}" if result.name == "published" or result.tone == "bad" else result.short
+    text = f"⚠ {told}" if result.tone == "bad" else told
+    return [Part.of(10, Content.styled(text, style))]
 
 
 def _verdicts(view: View, wrong: Sequence[Concern]) -> list[Part]:

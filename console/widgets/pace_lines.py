@@ -91,8 +91,10 @@ def work_blocks(view: View, made: Work, width: int) -> list[Block]:
     of = f"of {made.total:,} {made.unit}" if made.total > 0 else made.unit
     blocks: list[Block] = [(9, [fact("done", [f"{made.done:,}", of], width)])]
     if made.seconds_left is not None:
-        blocks.append((10, [fact("time left", [duration(made.seconds_left)], width)]))
-        blocks.append((8, [fact("ends", [end_text(view.now + made.seconds_left, view.now)], width)]))
+        name = "time left" if made.last else "phase left"
+        blocks.append((10, [fact(name, [duration(made.seconds_left)], width)]))
+        if made.last:
+            blocks.append((8, [fact("ends", [end_text(view.now + made.seconds_left, view.now)], width)]))
     if made.rate is not None:
         rate = f"{made.rate:,.0f}" if made.rate >= 100 else f"{made.rate:.3g}"
         blocks.append((7, [fact("speed", [f"{rate} {made.unit}/s"], width)]))

@@ -44,7 +44,7 @@ def _blocks(view: View, width: int) -> list[Block]:
         )
         return [(1, _said(told, width))]
     made = work(view, host_now(view))
-    if run.mode == "prepare":
+    if not view.state.makes_steps:
         return _of_work(view, made, width)
     if run.mode == "smoke":
         return [*_of_smoke(view, width), *pace_blocks(view, width, over=over)]

@@ -13,7 +13,7 @@ from textual.screen import Screen
 
 from console.settings import Settings
 
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 class DeskApp(App[None]):

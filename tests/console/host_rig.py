@@ -15,6 +15,7 @@ import pytest
 from dispatch.hosts import add_host
 from tests import ssh_rig
 from tests.console_rig import processes_of, write_corpus
+from tests.nursery import Nursery
 
 needs_sshd = pytest.mark.skipif(ssh_rig.MISSING is not None and "CI" not in os.environ, reason=str(ssh_rig.MISSING))
 CONFIG = """\
@@ -46,15 +47,18 @@ class Lab:
 
 
 @contextlib.contextmanager
-def running_lab(root: Path) -> Iterator[Lab]:
-    """The host, its key trusted, and a configuration of 6,000 steps; nothing is on the host yet."""
+def running_lab(root: Path, nursery: Nursery | None = None) -> Iterator[Lab]:
+    """The host, its key trusted, and a configuration of 6,000 steps; nothing is on the host yet.
+
+    With a nursery, that forks the host's engines.
+    """
     with ssh_rig.running_sshd(root / "host") as rig:
         rig.trusted()
         (root / "here").mkdir()
         write_corpus(root / "here" / "corpus.txt")
         lab = Lab(rig, root / "base", root / "here" / "config.yaml")
         lab.config.write_text(CONFIG)
-        lab.add("gx10")
+        lab.add("gx10", **({"python": str(nursery.python(root / "python"))} if nursery else {}))
         try:
             yield lab
         finally:

@@ -60,6 +60,7 @@ def make_run(
     living: bool = False,
     lost: bool = False,
     torn: bytes = b"",
+    contract: str | None = None,
 ) -> Path:
     """Writes a run directory as the engine and the supervisor leave it.
 
@@ -76,6 +77,7 @@ def make_run(
         living: supervisor.jsonl names this very process, so that the host says "running".
         lost: supervisor.jsonl names a process that is gone, so that the host says "lost".
         torn: bytes of a last line that was not written whole.
+        contract: the built-in contract; by default the one that is called as the mode is.
 
     Returns:
         The directory; its name holds the time, the mode and a digest of all that was given.
@@ -86,7 +88,7 @@ def make_run(
     digest = hashlib.sha256(repr(given).encode()).hexdigest()
     run = str(uuid.UUID(digest[:32], version=4))
     config = load_config(template="builtin", sets=sets, overrides={"mode": mode})
-    made = create_run(config, evidence=evidence, contract_text=builtin_contract(mode), name=name)
+    made = create_run(config, evidence=evidence, contract_text=builtin_contract(contract or mode), name=name)
     stem = iso_utc(created).replace("-", "").replace(":", "").replace("T", "-").rstrip("Z")
     path = evidence / f"{stem}-{mode}-{digest[:6]}"
     os.rename(made.path, path)

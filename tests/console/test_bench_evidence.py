@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_each_part_prints_its_figures() -> None:
     small = ["--lines", "600", "--mib", "0.2", "--runs", "3", "--repeats", "1", "--json"]
     command = [sys.executable, str(ROOT / "bench" / "evidence.py"), *small]

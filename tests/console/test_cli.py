@@ -14,6 +14,7 @@ from tests.console_rig import Desk
 
 COMMANDS = [
     *([], ["smoke"], ["train"], ["attach"], ["stop"], ["runs"], ["prepare"], ["import"]),
+    *(["evaluate"], ["publish"], ["convert"]),
     *(["config"], ["config", "check"], ["config", "show"], ["config", "init"]),
 ]
 CONFIG = "teacher: builtin:teacher\nstudent: builtin:student\ndata: {path: builtin:stdlib}\n"

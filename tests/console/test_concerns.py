@@ -132,6 +132,6 @@ def test_whatever_losses_a_stream_holds_something_can_be_said(losses: list[float
 
 def test_many_noisy_steps_cost_little() -> None:
     run = state([abs(math.sin(step * 1.7)) * 3 + 1e-9 for step in range(50_000)])
-    began = time.perf_counter()
+    began = time.process_time()
     concerns(run)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5

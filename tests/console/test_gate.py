@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from console import gate, launch
+from console import checks, gate, launch
 from console.launch import Job
 from console.prepare import Draft, prepare, smoke_command
 from dispatch.facts import HostFacts
@@ -79,7 +79,7 @@ ONE_MODEL = "teacher and student have the same weights, and 5,000 steps were ask
 def test_a_long_training_of_a_model_on_itself_is_refused_before_any_smoke_counts(path: str) -> None:
     same = (f"teacher={path}", f"student={path}", "train.steps=5000", "data.tokenizer=builtin")
     with pytest.raises(RunError, match=ONE_MODEL):
-        launch.check(training(*same), "gx10")
+        checks.check(training(*same), "gx10")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_what_may_well_be_two_models_is_left_to_the_engine(sets: tuple[str, ...]
     path = "gx10:/models/qwen"
     given = (f"teacher={path}", f"student={{path: '{path}'}}", "train.steps=5000", "data.tokenizer=builtin", *sets)
     mode = {} if "mode=smoke" in sets else {"mode": "train"}
-    launch.check(load_config(template="builtin", sets=given, overrides=mode), "gx10")
+    checks.check(load_config(template="builtin", sets=given, overrides=mode), "gx10")
 
 
 def test_a_passed_smoke_of_the_same_configuration_opens_it(tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ class OnTerminal:
         self.shown = ""
 
     def until(self, text: str) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while text not in self.shown:
             assert time.monotonic() < deadline, self.shown
             assert self._read() or self._process.poll() is None, self.shown
@@ -258,7 +258,7 @@ class OnTerminal:
 
     def end(self, again: str = "") -> int:
         """Reads to the end, typing `again` where nothing comes for seconds; returns the exit code."""
-        deadline, patience = time.monotonic() + 30, time.monotonic() + 3
+        deadline, patience = time.monotonic() + 60, time.monotonic() + 3
         while (came := self._read()) or self._process.poll() is None:
             if came:
                 patience = time.monotonic() + 3

@@ -127,9 +127,9 @@ def test_where_many_share_a_cell_the_failed_one_is_seen() -> None:
 
 def test_ten_thousand_checkpoints_are_drawn_in_a_moment() -> None:
     view = marked_view(*(checkpoint(step % 5_000, t=EPOCH) for step in range(10_000)))
-    started = time.perf_counter()
+    started = time.process_time()
     timeline(view, 200)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 def test_details_name_everything_that_was_recorded() -> None:

@@ -360,7 +360,7 @@ def test_evaluations_checkpoints_and_verdicts_have_every_row(tmp_path: Path) -> 
     assert [float(row["loss"]) for row in table_of(path, "evals")] == [e.loss for e in state.evals]
     assert [row["sha256"] for row in table_of(path, "checkpoints")] == [c.sha256 for c in state.checkpoints]  # type: ignore[union-attr]
     assert [row["id"] for row in table_of(path, "verdicts")] == [v.id for v in state.judged]
-    assert set(SERIES) == {"steps", "evals", "checkpoints", "verdicts"}
+    assert set(SERIES) == {"steps", "evals", "checkpoints", "verdicts", "answers"}
 
 
 # The timeline

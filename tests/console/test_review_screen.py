@@ -38,6 +38,8 @@ Shown = Callable[[KdConsoleApp, Pilot[Any], Any], Awaitable[None]]
 COMMITTED = sorted(path.parent for path in (Path(__file__).parents[2] / "evidence").glob("*/events.jsonl"))
 SMOKE = next(path for path in COMMITTED if path.name.endswith("smoke-ccc12b"))
 """One that passed."""
+FEW_SCENES = ("asked-50-ran-62", "smoke", "stated-verdicts", "panic", "epochs", "several-logs", "manifest-only")
+"""One of every sort; the others are slow here, and read in every test of what is read."""
 PANES = ("chart", "verdicts", "checkpoints", "projection", "vitals", "log")
 UNKNOWN = re.compile(r"\b(NaN|nan|inf|None|0 B|0 tensors)\b|19[67]\d-|sha256 …")
 """What is not known must not look like this."""
@@ -111,7 +113,9 @@ def focused(screen: Dashboard) -> str | None:
 # What is seen
 
 
-@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize(
+    "scene", [name if name in FEW_SCENES else pytest.param(name, marks=pytest.mark.slow) for name in SCENES]
+)
 def test_the_predecessors_directories_show_losses_steps_duration_host_and_verdicts(scene: str, tmp_path: Path) -> None:
     expected = EXPECTED[scene]
 

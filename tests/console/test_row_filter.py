@@ -137,7 +137,7 @@ def test_a_phase_is_asked_for_by_its_exact_name(phase: str, asked: str, found: b
         ("zzzzzz:x", "zzzzzz:x: unknown key; expected one of status:, host:, mode:, model:, verdict:, date:, phase:"),
         ("status:faild", "status:faild: did you mean failed?"),
         ("mode:trian", "mode:trian: did you mean train?"),
-        ("mode:", "mode:: expected smoke, train or prepare"),
+        ("mode:", "mode:: expected smoke, train, prepare, evaluate or publish"),
         ("verdict:fial", "verdict:fial: did you mean fail?"),
         ("verdict:f-x=fial", "verdict:f-x=fial: did you mean fail?"),
         ("verdict:zzz", "expected fail, unknown, pending, pass"),

@@ -21,6 +21,8 @@ from tests.console_rig import Desk
 from tests.old_evidence import SCENES
 from tests.streams import end_event, smoke_events, with_verdicts
 
+FEW = ("good_smoke", "nan", "crashed")
+"""Kinds of runs; the others are slow here, and drawn in every snapshot."""
 HOSTILE = "\x1b]0;OWNED\x07\x9b31m<script>&amp;]]></text>\u202e[bold]x[/]"
 
 
@@ -112,7 +114,9 @@ def test_a_step_shows_the_run_as_it_was(tmp_path: Path) -> None:
     assert "NaN" in text_of(picture(run, columns=120, rows=40, theme="kdconsole-dark", step=None))
 
 
-@pytest.mark.parametrize("kind", ["live", *READY])
+@pytest.mark.parametrize(
+    "kind", ["live", *(kind if kind in FEW else pytest.param(kind, marks=pytest.mark.slow) for kind in READY)]
+)
 def test_every_kind_of_run_has_a_picture(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dispatch.follower.STATUS_SECONDS", 0.1)
     run = live_run(tmp_path / "e", last_t=NOW - 1) if kind == "live" else READY[kind](tmp_path / "e")

@@ -421,6 +421,7 @@ def test_train_writes_a_model_that_transformers_loads(train: Outcome) -> None:
     assert loss < math.log(model.config.vocab_size) - 1
 
 
+@pytest.mark.slow
 def test_the_model_continues_a_line_where_nothing_of_ours_is_installed(train: Outcome, tmp_path: Path) -> None:
     model = shutil.copytree(train.run.path / "model", tmp_path / "model")
     prompt = "def f1(x):"

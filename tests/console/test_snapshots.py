@@ -23,6 +23,7 @@ from console.screens.dashboard import Dashboard
 from console.screens.help import HelpScreen
 from console.screens.new_run import NewRunScreen
 from console.settings import Settings
+from tests.console.answer_runs import broken_evaluation, evaluated, evaluating, held_out_evaluation
 from tests.console.app_rig import MIDDLE, NARROW, NOW, SIZES, WIDE, frozen, in_app, listed
 from tests.console.desk_app import until
 from tests.console.pace_runs import fast_live_run, fast_run, prepare_run
@@ -72,6 +73,10 @@ def run_of(kind: str, evidence: Path) -> Path:
         "fast": lambda: fast_run(evidence),
         "no_peak": lambda: fast_live_run(evidence, NOW - 1, None),
         "prepare": lambda: prepare_run(evidence, 64, NOW - 1),
+        "evaluating": lambda: evaluating(evidence, NOW - 1, 60),
+        "evaluation": lambda: evaluated(evidence),
+        "broken_evaluation": lambda: broken_evaluation(evidence),
+        "held_out_evaluation": lambda: held_out_evaluation(evidence),
     }
     return made[kind]() if kind in made else READY[kind](evidence)
 
@@ -111,6 +116,12 @@ def test_run_of_every_kind(kind: str) -> None:
 def test_run_that_tells_its_pace(kind: str, size: tuple[int, int]) -> None:
     """Where one pane is shown it is the projection, which has the speed of steps, or of work without them."""
     hold_run(f"run-{kind.replace('_', '-')}-{size[0]}x{size[1]}", kind, size, "4")
+
+
+@pytest.mark.parametrize("size", [MIDDLE, WIDE], ids=["80x24", "120x40"])
+@pytest.mark.parametrize("kind", ["evaluating", "evaluation", "broken_evaluation", "held_out_evaluation"])
+def test_run_that_evaluates(kind: str, size: tuple[int, int]) -> None:
+    hold_run(f"run-{kind.replace('_', '-')}-{size[0]}x{size[1]}", kind, size)
 
 
 @pytest.mark.parametrize("kind", ["fast", "no_peak"])

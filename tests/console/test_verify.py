@@ -37,6 +37,8 @@ from tests.streams import run_event, smoke_contract, smoke_events, with_verdicts
 
 EVIDENCE = sorted(path.parent for path in Path(__file__).parents[2].glob(f"evidence/*/{SUMS}"))
 CHANGES = 50
+FEW = 2 * len(KINDS)
+"""Of each kind two; the others are slow."""
 RUN = """\
 teacher: builtin:teacher
 student: builtin:student
@@ -230,7 +232,7 @@ def test_a_resumed_attempt_goes_on_with_what_its_checkpoint_held_although_it_mad
 # Single changes
 
 
-@pytest.mark.parametrize("seed", range(CHANGES))
+@pytest.mark.parametrize("seed", [*range(FEW), *(pytest.param(n, marks=pytest.mark.slow) for n in range(FEW, CHANGES))])
 def test_a_single_change_is_found_and_named(copy: Path, seed: int) -> None:
     choose = random.Random(seed)
     damage = KINDS[seed % len(KINDS)](copy, choose)

@@ -24,7 +24,7 @@ sys.exit(supervisor.main(sys.argv[1:]))
 """
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
     """Polls with a deadline."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -13,6 +13,7 @@ from dispatch_rig import ROOT
 from tests.ssh_rig import MISSING
 
 
+@pytest.mark.slow
 def test_each_quick_part_prints_its_figures() -> None:
     if MISSING is not None and "CI" not in os.environ:
         pytest.skip(MISSING)

@@ -195,7 +195,7 @@ def test_a_time_out_kills_the_command_and_leaves_the_connection_usable(rig: Rig)
         with pytest.raises(TransportTimeout, match=r"no answer after 0\.5 s") as caught:
             await t.run(name.split(), timeout=0.5)
         assert caught.value.exit_code == ExitCode.TIMEOUT
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         assert (await t.run(["echo", "on"])).stdout == b"on\n"
 
     before = rig.log.count("Accepted publickey")
@@ -376,7 +376,7 @@ def test_an_operation_that_is_over_before_the_connection_is_does_not_end_its_mak
 
 
 def test_the_event_loop_goes_on_while_ssh_config_is_read(rig: Rig) -> None:
-    rig.configure('Match exec "sleep 1"\n')
+    rig.configure('Match exec "sleep 2"\n')
 
     async def work(t: SSHTransport) -> float:
         task, worst = asyncio.create_task(t.stat("/")), 0.0
@@ -387,7 +387,7 @@ def test_the_event_loop_goes_on_while_ssh_config_is_read(rig: Rig) -> None:
         await task
         return worst
 
-    assert on(rig, work) < 0.9
+    assert on(rig, work) < 1.9
 
 
 def test_closing_ends_what_waits_for_the_connection(rig: Rig) -> None:
@@ -432,7 +432,7 @@ def test_a_host_that_does_not_answer_is_given_up_in_time(rig: Rig, answers: bool
         began = time.monotonic()
         with pytest.raises(Unreachable, match=r"gx10: no connection after 0\.5 s") as caught:
             over(SSHTransport(host, rig.environ, connect_seconds=0.5), lambda t: t.stat("/"))
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
     assert isinstance(caught.value, TransportTimeout)
     assert caught.value.exit_code == ExitCode.CONNECTION
 
@@ -442,7 +442,7 @@ def test_a_link_whose_other_end_fell_silent_is_noticed_and_made_again(rig: Rig) 
         async with Proxy(rig.port) as proxy:
             t = SSHTransport(through(rig, proxy), rig.environ, keepalive_seconds=0.4)
             await t.stat("/")
-            running = asyncio.create_task(t.run(["sleep", "5"], timeout=600))
+            running = asyncio.create_task(t.run(["sleep", "30"], timeout=600))
             await asyncio.sleep(0.2)
             proxy.freeze()
             began = time.monotonic()
@@ -455,7 +455,7 @@ def test_a_link_whose_other_end_fell_silent_is_noticed_and_made_again(rig: Rig) 
             await t.close()
             return seconds
 
-    assert asyncio.run(scenario()) < 4
+    assert asyncio.run(scenario()) < 25
 
 
 def test_the_keepalives_are_five_seconds_apart_and_two(rig: Rig) -> None:

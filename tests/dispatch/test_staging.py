@@ -422,6 +422,7 @@ def test_an_environment_is_made_once_and_keeps_the_torch_that_is_there(
     assert not list((tmp_path / "base" / "venv").glob("lib*/python*/site-packages/torch"))
 
 
+@pytest.mark.slow
 def test_what_pip_cannot_install_is_told_and_the_next_attempt_goes_on(
     sshd: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,3 +442,21 @@ def test_a_python_that_does_not_run_is_told(sshd: Rig, tmp_path: Path) -> None:
     host = dataclasses.replace(sshd.host, python="/no/such/python", run_dir=str(tmp_path / "base"))
     with pytest.raises(ConfigError, match=r"/no/such/python is no Python of 3\.11 or newer"):
         over_ssh(sshd, lambda transport: bootstrap(transport, host, print))
+
+
+def test_an_apr_file_goes_with_the_tokenizer_that_lies_beside_it(tmp_path: Path, hashes: LocalHashes) -> None:
+    source = tmp_path / "models"
+    source.mkdir()
+    (source / "teacher.apr").write_bytes(b"APR\0" + bytes(200))
+    (source / "tokenizer.json").write_text("{}")
+    (source / "generation_config.json").write_text("{ }")
+    (source / "other.apr").write_bytes(b"APR\0" + bytes(300))
+    (source / "notes.txt").write_text("not of the model")
+    staged = here(lambda transport: stage(transport, str(tmp_path / "base"), source / "teacher.apr", hashes=hashes))
+    assert Path(staged.path).name == "teacher.apr"
+    assert set(contents(Path(staged.path).parent)) == {"teacher.apr", "tokenizer.json", "generation_config.json"}
+    (source / "tokenizer.json").write_text("{    }")
+    again = here(lambda transport: stage(transport, str(tmp_path / "base"), source / "teacher.apr", hashes=hashes))
+    assert again.sha256 != staged.sha256
+    alone = here(lambda transport: stage(transport, str(tmp_path / "base"), source / "notes.txt", hashes=hashes))
+    assert set(contents(Path(alone.path).parent)) == {"notes.txt"}

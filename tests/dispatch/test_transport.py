@@ -31,7 +31,7 @@ def test_a_command_that_does_not_end_is_killed_at_its_time_out(tmp_path: Path) -
     script = f"import os, time; os.chdir({str(tmp_path)!r}); time.sleep(600)"
     with pytest.raises(TransportTimeout) as caught:
         asyncio.run(here.run([sys.executable, "-I", "-c", script], timeout=0.3))
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60
     assert caught.value.exit_code == ExitCode.TIMEOUT
 
 

@@ -149,6 +149,7 @@ class _without:
             layer._compiled_call_impl = held
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_without_a_compiler_the_bodies_stay_eager_and_say_why(tmp_path: Path) -> None:
     """In a process of its own: torch remembers the compiler that it found."""

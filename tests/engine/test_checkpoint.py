@@ -54,6 +54,7 @@ def forge(path: Path, **changes: Any) -> None:
     (path / "manifest.json").write_bytes(encode_manifest(Manifest(**fields)))
 
 
+@pytest.mark.slow
 def test_training_resumed_in_a_fresh_process_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> None:
     whole = Rig(tmp_path / "whole")
     whole.train(10)

@@ -599,7 +599,8 @@ def test_a_section_in_the_file_that_is_none_is_reported_even_when_an_option_sets
         (
             "KDCONSOLE_TEMPERATURE",
             "1",
-            "KDCONSOLE_TEMPERATURE: unknown variable; did you mean KDCONSOLE_DISTILL__TEMPERATURE or KDCONSOLE_EVALUATE__TEMPERATURE?",
+            "KDCONSOLE_TEMPERATURE: unknown variable; "
+            "did you mean KDCONSOLE_DISTILL__TEMPERATURE or KDCONSOLE_EVALUATE__TEMPERATURE?",
         ),
         ("KDCONSOLE_EVIDENC", "1", "KDCONSOLE_EVIDENC: unknown variable; did you mean KDCONSOLE_EVIDENCE?"),
         ("KDCONSOLE_ZZZZ", "1", "KDCONSOLE_ZZZZ: unknown variable; expected a name such as KDCONSOLE_TRAIN__STEPS"),

@@ -56,7 +56,7 @@ def plain_zip() -> bytes:
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 988097824\n"
 
 WRONG = [
-    ("APR container", b"APR\0" + bytes(60), Format.APR, "safetensors weights"),
+    ("APR container", b"APR\0" + bytes(60), Format.APR, "APR container"),
     ("APRN container", b"APRN" + bytes(60), Format.APR, "APR container"),
     ("APR1 container", b"APR1" + bytes(60), Format.APR, "APR container"),
     ("APR2 container", b"APR2" + bytes(60), Format.APR, "APR container"),

@@ -27,6 +27,7 @@ from engine.import_stage import STAGES
 from engine.language_check import Language, check_language
 from engine.models import load_teacher
 from tests.gguf_rig import EOS, Tiny, make_tiny, need_gguf, write_gguf
+from tests.nursery import Nursery
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,8 +38,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture
+def forked(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stages that need torch are forked."""
+    monkeypatch.setenv("PYTHONPATH", nursery.python_path)
+
+
 @pytest.fixture(scope="session")
-def imported(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Imported:
+def imported(tiny: Tiny, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Imported:
     """A GGUF file's import, made in place of another, where a third one was killed."""
     root = tmp_path_factory.mktemp("imports")
     left, target = root / ".made.partial", root / "made"
@@ -49,7 +56,9 @@ def imported(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Imported:
     (target / RECORD).write_text(json.dumps(old))
     (target / "old.safetensors").write_text("old")
     assert "--force" in refusal(Request(source=tiny.gguf, target=target))
-    return import_model(Request(source=tiny.gguf, target=target, force=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", nursery.python_path)
+        return import_model(Request(source=tiny.gguf, target=target, force=True))
 
 
 def stage(name: str, partial: Path, source: Path, **asked: Any) -> dict[str, Any]:
@@ -218,6 +227,7 @@ def test_rows_in_the_wrong_order_are_caught_by_what_the_model_says(
 
 
 @need_gguf
+@pytest.mark.usefixtures("forked")
 def test_a_model_that_knows_nothing_is_refused_and_nothing_of_it_is_kept(tiny: Tiny, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     state = {

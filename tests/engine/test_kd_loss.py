@@ -389,6 +389,7 @@ def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: 
         fused_kd_loss(**(arguments | change))
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_loss_runs_eagerly_and_says_so_once(tmp_path: Any) -> None:
     """In a process of its own: torch remembers the compiler that it found."""
     script = (

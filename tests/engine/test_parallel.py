@@ -77,7 +77,7 @@ def _train(ranks: Ranks, models: dict[str, Path], student: str, way: Way, steps:
     }
 
 
-@pytest.fixture(scope="module", params=["tied", "untied"])
+@pytest.fixture(scope="module", params=["tied", pytest.param("untied", marks=pytest.mark.slow)])
 def student(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -113,7 +113,7 @@ def test_every_event_is_read_as_it_was_written(event: Event) -> None:
 def test_every_event_type_is_tried() -> None:
     assert {kind.__name__.lower() for kind in EVENT_TYPES} == {
         "run", "phase", "heartbeat", "vitals", "measure", "step", "eval", "projection", "verdict", "log", "end",
-        "checkpoint", "checkpointfailed", "inputs", "efficiency", "progress",
+        "checkpoint", "checkpointfailed", "inputs", "efficiency", "progress", "control", "problem",
     }  # fmt: skip
 
 

@@ -122,14 +122,14 @@ def test_without_nvidia_smi_there_is_no_answer(tmp_path: Path, monkeypatch: pyte
     assert Smi().ask(GPU_FIELDS, "0") is None
 
 
-@pytest.mark.parametrize("script", ["exec sleep 30", "sleep 6", "trap '' TERM INT HUP; while :; do :; done"])
+@pytest.mark.parametrize("script", ["exec sleep 60", "sleep 60", "trap '' TERM INT HUP; while :; do :; done"])
 def test_an_nvidia_smi_that_hangs_is_ended_and_costs_no_more_than_its_time(
     install: Install, tmp_path: Path, script: str
 ) -> None:
     install(f"echo $$ > {tmp_path}/pid\n{script}")
     smi, started = Smi(1.0), time.monotonic()
     assert smi.ask(GPU_FIELDS, "0") is None
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
 
 

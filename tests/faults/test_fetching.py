@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from dispatch.hosts import add_host
 from engine import checkpoint
 from tests import ssh_rig
 from tests.console_rig import Desk, Outcome, RunFiles, processes_of, until, write_corpus
+from tests.nursery import Nursery
 
 pytestmark = pytest.mark.skipif(ssh_rig.MISSING is not None and "CI" not in os.environ, reason=str(ssh_rig.MISSING))
 CONFIG = """\
@@ -60,7 +60,7 @@ class Afar:
 
 
 @pytest.fixture(scope="module")
-def afar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Afar]:
+def afar(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterator[Afar]:
     root = tmp_path_factory.mktemp("fetching")
     desk, base = Desk(root), root / "base"
     write_corpus(desk.cwd / "corpus.txt")
@@ -69,7 +69,7 @@ def afar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Afar]:
     with ssh_rig.running_sshd(root / "host") as rig:
         rig.trusted()
         given = {"address": "127.0.0.1", "port": rig.port, "identity": str(rig.identity)}
-        add_host("gx10", {**given, "python": sys.executable, "run_dir": str(base)}, rig.environ)
+        add_host("gx10", {**given, "python": str(nursery.python(root / "python")), "run_dir": str(base)}, rig.environ)
         variables = {"HOME": rig.environ["HOME"], "KDCONSOLE_HOSTS": rig.environ["KDCONSOLE_HOSTS"]}
         try:
             watching = desk.start("--headless", "train", "config.yaml", "--host", "gx10", variables=variables)

@@ -98,26 +98,31 @@ def test_a_run_that_was_stopped_in_every_phase_on_another_day_ends_as_the_undist
     check_same_end(stopped.training, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_signal_that_finds_nothing_left_to_stop_changes_nothing(troubled: Troubled) -> None:
     check_nothing_left_to_stop(troubled.last)
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_a_month_ahead_and_a_year_back_changes_no_verdict(troubled: Troubled) -> None:
     check_clock(troubled.training, troubled.last)
 
 
+@pytest.mark.slow
 def test_a_run_directory_that_becomes_read_only_ends_in_one_clear_error(troubled: Troubled) -> None:
     if troubled.read_only is None:
         pytest.skip("nothing stops root from writing where it may not mount")
     check_read_only(troubled.training, troubled.read_only)
 
 
+@pytest.mark.slow
 def test_a_read_only_run_is_not_resumed_and_one_line_says_why(troubled: Troubled) -> None:
     if troubled.refused is None:
         pytest.skip("nothing stops root from writing where it may not mount")
     check_refused(troubled.training, troubled.refused)
 
 
+@pytest.mark.slow
 def test_a_run_in_trouble_ends_as_the_undisturbed_one(troubled: Troubled, undisturbed: Training) -> None:
     check_same_end(troubled.training, undisturbed)
 

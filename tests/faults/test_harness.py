@@ -91,6 +91,7 @@ def test_a_fault_that_is_not_survived_is_counted_and_told_and_the_others_are_don
     assert "the checkpoint is lost" in said.err
 
 
+@pytest.mark.slow
 def test_kills_that_do_not_end_bitwise_the_same_are_not_survived() -> None:
     done = subprocess.run([sys.executable, "-c", OTHERWISE], cwd=HERE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

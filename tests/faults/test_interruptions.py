@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -88,11 +89,12 @@ def test_a_second_ctrl_c_ends_a_smoke_at_once(desk: Desk, corpus: Path) -> None:
     assert console.process.stderr is not None
     while "stopping" not in console.process.stderr.readline():
         assert console.process.poll() is None
+    again = time.monotonic()
     console.interrupt()
     outcome = console.wait()
     assert outcome.rc == 130, outcome.said
     assert "killed by SIGKILL" in outcome.text
-    assert outcome.seconds < 30
+    assert time.monotonic() - again < 20  # the first one alone is given 30
     desk.is_quiet()
 
 

@@ -1,4 +1,7 @@
-"""Runs of several processes, as the supervisor starts them: stopped, killed one by one, resumed by other numbers."""
+"""Runs of several processes, as the supervisor starts them: stopped, killed one by one, resumed by other numbers.
+
+Where nothing hangs on how a process loads torch it is forked (see `tests.nursery`); torchrun itself never is.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,6 +25,7 @@ from engine.config import fingerprint, load_config
 from engine.rank_process import read_records, start_ticks
 from engine.resume import RESUME, Resume
 from tests.console_rig import ROOT, Desk, RunFiles, processes_of, until, write_corpus
+from tests.nursery import Nursery
 
 SECONDS = 240.0
 STEPS = 40
@@ -42,10 +46,11 @@ sys.exit(__main__.main(sys.argv[1:]))
 
 
 class Run:
-    """One run directory, and the processes of the attempt that is under way."""
+    """One run directory, and the processes of the attempt that is under way; with a nursery, that forks them."""
 
-    def __init__(self, files: RunFiles) -> None:
+    def __init__(self, files: RunFiles, nursery: Nursery | None = None) -> None:
         self.files = files
+        self._python_path = nursery.python_path if nursery else str(ROOT)
         self.before = 0
 
     def start(self, devices: int | None = None, patience: float | None = None) -> None:
@@ -59,7 +64,7 @@ class Run:
         with (self.files.path / "launch.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *command],
-                env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                env=os.environ | {"PYTHONPATH": self._python_path, "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -120,30 +125,30 @@ class Run:
                 os.kill(pid, signal.SIGKILL)
 
 
-def written(root: Path, corpus: Path, devices: int, parallel: str) -> tuple[Desk, Path]:
+def written(root: Path, corpus: Path, devices: int, parallel: str, nursery: Nursery | None = None) -> tuple[Desk, Path]:
     """A desk, and the configuration on it."""
     root.mkdir()
-    desk = Desk(root)
+    desk = Desk(root, nursery)
     text = CONFIG.replace("CORPUS", str(corpus)).replace("DEVICES", str(devices)).replace("PARALLEL", parallel)
     return desk, desk.write("config.yaml", text)
 
 
-def made_for(root: Path, corpus: Path, devices: int, parallel: str = "auto") -> Run:
+def made_for(root: Path, corpus: Path, devices: int, parallel: str = "auto", nursery: Nursery | None = None) -> Run:
     """A run that has not begun yet."""
-    desk, config = written(root, corpus, devices, parallel)
+    desk, config = written(root, corpus, devices, parallel, nursery)
     create(Job(load_config(config), desk.evidence))
-    return Run(desk.run)
+    return Run(desk.run, nursery)
 
 
-def alone(root: Path, corpus: Path) -> Run:
-    run = made_for(root, corpus, 1)
+def alone(root: Path, corpus: Path, nursery: Nursery) -> Run:
+    run = made_for(root, corpus, 1, nursery=nursery)
     run.finish()
     return run
 
 
-def stopped_and_resumed_by_one(root: Path, corpus: Path) -> dict[str, Any]:
+def stopped_and_resumed_by_one(root: Path, corpus: Path, nursery: Nursery) -> dict[str, Any]:
     """As an operator does it: `--devices 2` for a new run, `--resume RUN --devices 1` for an attempt of it."""
-    desk, config = written(root, corpus, 1, "auto")
+    desk, config = written(root, corpus, 1, "auto", nursery)
     alone = {"OMP_NUM_THREADS": "1"}
     first = desk.start("--headless", "train", str(config), "--devices", "2", variables=alone)
     run = Run(desk.run)
@@ -165,6 +170,23 @@ def stopped_and_resumed_by_one(root: Path, corpus: Path) -> dict[str, Any]:
     finally:
         run.clear()
     return seen | {"losses": run.losses(), "heldout": run.heldout(), "files": run.files}
+
+
+def one_killed(root: Path, corpus: Path, nursery: Nursery) -> dict[str, Any]:
+    run = made_for(root, corpus, 2, nursery=nursery)
+    try:
+        run.start()
+        run.until_steps(3)
+        both = run.pid_of(0), run.pid_of(1)
+        os.kill(both[1], signal.SIGKILL)
+        code = run.end()
+        until(partial(all_gone, both), "the end of both", 10.0)
+        made = max(event["step"] for event in run.of("step"))
+        seen: dict[str, Any] = {"code": code, "ends": run.of("end"), "made": made, "kept": run.kept, "log": run.log}
+        run.finish()
+    finally:
+        run.clear()
+    return seen | {"losses": run.losses(), "heldout": run.heldout()}
 
 
 def begun_by_one_and_divided(root: Path, corpus: Path) -> dict[str, Any]:
@@ -222,12 +244,21 @@ def killed_one_by_one(root: Path, corpus: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Any]]]:
+def made(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, nursery: Nursery
+) -> Iterator[dict[str, Future[Any]]]:
+    """The series of the tests that are selected, started together and made two at a time."""
     root = tmp_path_factory.mktemp("many")
     corpus = write_corpus(root / "corpus.txt")
-    series = (alone, stopped_and_resumed_by_one, begun_by_one_and_divided, killed_one_by_one)
+    series: dict[str, Callable[[Path, Path], Any]] = {
+        "alone": partial(alone, nursery=nursery),
+        "stopped_and_resumed_by_one": partial(stopped_and_resumed_by_one, nursery=nursery),
+        "one_killed": partial(one_killed, nursery=nursery),
+    }
+    if any(item.path == request.path and item.get_closest_marker("slow") for item in request.session.items):
+        series |= {"begun_by_one_and_divided": begun_by_one_and_divided, "killed_one_by_one": killed_one_by_one}
     pool = ThreadPoolExecutor(2)
-    yield {job.__name__: pool.submit(job, root / job.__name__, corpus) for job in series}
+    yield {name: pool.submit(job, root / name, corpus) for name, job in series.items()}
     pool.shutdown(cancel_futures=True)
     assert not processes_of(root)
 
@@ -276,6 +307,31 @@ def test_verify_holds_on_a_run_that_went_on_with_another_number(made: dict[str, 
 
 
 @pytest.mark.timeout(900)
+def test_a_rank_that_is_killed_ends_the_other_saves_what_was_made_and_the_run_goes_on(
+    made: dict[str, Future[Any]], one: Run
+) -> None:
+    seen = made["one_killed"].result()
+    check_crash_of_a_rank(seen, "rank 1")
+    check_saved_by_rank_0(seen)
+    same(seen, one)
+
+
+def check_crash_of_a_rank(seen: dict[str, Any], who: str) -> None:
+    [end] = seen["ends"]
+    assert (seen["code"], end["status"], end["exit_code"]) == (5, "CRASHED", 5), seen["log"]
+    assert f"{who} (pid " in end["reason"]
+    assert "is gone without a word, as if killed" in end["reason"]
+
+
+def check_saved_by_rank_0(seen: dict[str, Any]) -> None:
+    """It has whole weights, and saved them when another was gone."""
+    [end] = seen["ends"]
+    assert seen["kept"] == seen["made"] == end["steps"], seen["log"]
+    assert f"step {seen['made']} is saved" in end["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_one_process_began_a_divided_model_goes_on_with(made: dict[str, Future[Any]], one: Run) -> None:
     seen = made["begun_by_one_and_divided"].result()
     assert (seen["code"], seen["end"]["status"]) == (130, "STOPPED")
@@ -285,6 +341,7 @@ def test_what_one_process_began_a_divided_model_goes_on_with(made: dict[str, Fut
     assert (seen["files"].path / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("who", ["rank 1", "rank 0", "torchrun", "launcher"])
 def test_a_process_that_is_killed_ends_all_and_leaves_a_checkpoint(made: dict[str, Future[Any]], who: str) -> None:
@@ -292,18 +349,17 @@ def test_a_process_that_is_killed_ends_all_and_leaves_a_checkpoint(made: dict[st
     if who == "launcher":  # as with a single process: nobody is left to say anything, the supervisor sees it
         assert (seen["code"], seen["ends"]) == (-signal.SIGKILL, [])
         return
-    [end] = seen["ends"]
-    assert (seen["code"], end["status"], end["exit_code"]) == (5, "CRASHED", 5), seen["log"]
     if who == "torchrun":
+        [end] = seen["ends"]
+        assert (seen["code"], end["status"], end["exit_code"]) == (5, "CRASHED", 5), seen["log"]
         assert end["reason"] == "torchrun was ended by SIGKILL, and the processes of the run with it"
         return
-    assert f"{who} (pid " in end["reason"]
-    assert "is gone without a word, as if killed" in end["reason"]
-    if who == "rank 1":  # rank 0 has whole weights, and saved them
-        assert seen["kept"] == seen["made"] == end["steps"], seen["log"]
-        assert f"step {seen['made']} is saved" in end["reason"]
+    check_crash_of_a_rank(seen, who)
+    if who == "rank 1":
+        check_saved_by_rank_0(seen)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_process_that_hangs_because_another_is_gone_is_ended(made: dict[str, Future[Any]]) -> None:
     seen = made["killed_one_by_one"].result()["hung"]
@@ -313,6 +369,7 @@ def test_a_process_that_hangs_because_another_is_gone_is_ended(made: dict[str, F
     assert "rank 0" not in end["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_that_lost_each_of_its_processes_goes_on_as_if_it_had_not(made: dict[str, Future[Any]], one: Run) -> None:
     same(made["killed_one_by_one"].result(), one)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
 import threading
@@ -18,10 +19,15 @@ import pytest
 from dispatch.hosts import add_host
 from dispatch.manifest import Manifest, read_manifest, sha256_file
 from dispatch.sums import check_sums, read_sums
+from engine.formats import resolve_builtin
 from tests import ssh_rig
 from tests.console_rig import Desk, Outcome, RunFiles, processes_of, until, write_corpus
+from tests.nursery import Nursery
+from tests.problem_files import suite_of
 
 pytestmark = pytest.mark.skipif(ssh_rig.MISSING is not None and "CI" not in os.environ, reason=str(ssh_rig.MISSING))
+FORKING = "gx11"
+"""The same host by another name: its engines are forked."""
 SECRET = "hush-hush-hush-0123456789"
 CONFIG = """\
 teacher: builtin:teacher
@@ -54,7 +60,7 @@ class Afar:
 
 
 @pytest.fixture(scope="module")
-def afar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Afar]:
+def afar(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterator[Afar]:
     root = tmp_path_factory.mktemp("afar")
     desk, base = Desk(root), root / "base"
     write_corpus(desk.cwd / "corpus.txt")
@@ -62,12 +68,14 @@ def afar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Afar]:
     (root / "host").mkdir()
     with ssh_rig.running_sshd(root / "host") as rig:
         given = {"address": "127.0.0.1", "port": rig.port, "identity": str(rig.identity)}
-        host = {**given, "python": sys.executable, "run_dir": str(base), "env": ["KD_TOKEN"]}
-        add_host("gx10", host, rig.environ)
+        host = {**given, "run_dir": str(base), "env": ["KD_TOKEN"]}
+        add_host("gx10", {**host, "python": sys.executable}, rig.environ)
+        add_host(FORKING, {**host, "python": str(nursery.python(root / "python"))}, rig.environ)
         afar = Afar(desk, rig, base)
         key = rig.key.get_fingerprint("sha256")
-        trusted = afar.call("hosts", "trust", "gx10", "--fingerprint", key)
-        assert trusted.rc == 0, trusted.said
+        for name in ("gx10", FORKING):
+            trusted = afar.call("hosts", "trust", name, "--fingerprint", key)
+            assert trusted.rc == 0, trusted.said
         try:
             yield afar
         finally:
@@ -164,7 +172,7 @@ def is_whole(away: Manifest, here: Manifest) -> None:
 
 
 def test_a_training_is_left_found_stopped_and_resumed_through_lost_connections(afar: Afar) -> None:
-    watching = afar.desk.start("--headless", "train", "config.yaml", "--host", "gx10", variables=afar.variables)
+    watching = afar.desk.start("--headless", "train", "config.yaml", "--host", FORKING, variables=afar.variables)
     run = afar.desk.run
     until(lambda: run.has("step"), "the first steps of it here")
     for pid in afar.rig.sessions():
@@ -178,7 +186,7 @@ def test_a_training_is_left_found_stopped_and_resumed_through_lost_connections(a
     assert "the run goes on" in left.err
     listed = afar.call("runs")
     assert f"{run.path.name}" in listed.out
-    assert "gx10  running" in listed.out
+    assert f"{FORKING}  running" in listed.out
     stopped = afar.call("stop", run.path.name)
     assert stopped.rc == 0, stopped.said
     assert "CANCELLED: exit code 130" in stopped.out
@@ -213,18 +221,57 @@ def test_a_training_is_left_found_stopped_and_resumed_through_lost_connections(a
 
 
 def test_what_is_on_the_host_already_is_named_and_not_sent(afar: Afar, tmp_path: Path) -> None:
-    data = f"gx10:{afar.desk.cwd / 'corpus.txt'}"
+    data = f"{FORKING}:{afar.desk.cwd / 'corpus.txt'}"
     arguments = ("--headless", "smoke", "config.yaml", "--max-steps", "10", "--data", data)
     here = afar.call(*arguments, "--evidence", str(tmp_path / "here"))
     assert here.rc == 2, here.said
     assert "is on another machine; expected a path of this one; run it there: --host" in here.err
-    away = afar.call(*arguments, "--host", "gx10", "--evidence", str(tmp_path / "away"))
+    away = afar.call(*arguments, "--host", FORKING, "--evidence", str(tmp_path / "away"))
     assert away.rc == 0, away.said
     [path] = (tmp_path / "away").iterdir()
     assert str(afar.desk.cwd / "corpus.txt") in (path / "config.yaml").read_text()
-    missing = afar.call(*arguments[:-1], "gx10:/nowhere", "--host", "gx10", "--evidence", str(tmp_path / "missing"))
+    nowhere = (f"{FORKING}:/nowhere", "--host", FORKING)
+    missing = afar.call(*arguments[:-1], *nowhere, "--evidence", str(tmp_path / "missing"))
     assert missing.rc == 2, missing.said
-    assert "gx10:/nowhere: no such file or directory there" in missing.err
+    assert f"{FORKING}:/nowhere: no such file or directory there" in missing.err
+
+
+def test_an_evaluation_on_a_host_has_the_answers_of_the_same_one_here(
+    afar: Afar, tmp_path: Path, nursery: Nursery
+) -> None:
+    suite = suite_of(afar.desk.cwd / "own.jsonl")
+    model = shutil.copytree(resolve_builtin("builtin:teacher"), afar.desk.cwd / "model")
+    more = ("--suite", "own.jsonl", "--run-generated-code", "--max-new-tokens", "16", "--set", "train.threads=1")
+    arguments = ("--headless", "evaluate", "model", *more)
+    away = afar.call(*arguments, "--host", FORKING, "--evidence", str(tmp_path / "away"))
+    assert away.rc == 0, away.said
+    forked = {**afar.variables, "PYTHONPATH": nursery.python_path}
+    here = afar.desk.call(*arguments, "--evidence", str(tmp_path / "here"), variables=forked)
+    assert here.rc == 0, here.said
+    [path] = (tmp_path / "away").iterdir()
+    [other] = (tmp_path / "here").iterdir()
+    there = afar.base / "runs" / path.name
+    for name in ("problems.jsonl", "completions.jsonl", "results.jsonl", "dispatch.json", "SHA256SUMS"):
+        assert (path / name).read_bytes() == (there / name).read_bytes(), name
+    assert (there / "problems.jsonl").read_bytes() == suite.read_bytes()
+    assert (path / "completions.jsonl").read_bytes() == (other / "completions.jsonl").read_bytes()
+    judged = [
+        [(row["task"], row["passed"], row["outcome"], row["detail"]) for row in map(json.loads, lines)]
+        for lines in ((each / "results.jsonl").read_text().splitlines() for each in (path, other))
+    ]
+    assert sorted(judged[0]) == sorted(judged[1])
+    assert len(judged[0]) == 3
+    assert check_sums(path).problems == ()
+    ours, theirs = read_manifest(path), read_manifest(other)
+    assert ours.evaluated == theirs.evaluated
+    assert ours.evaluated is not None
+    assert (ours.evaluated.model, ours.evaluated.run) == (str(model), None)
+    assert ours.inputs == theirs.inputs
+    named = (f"{FORKING}:{model}", *more, "--host", FORKING, "--dry-run", "--json")
+    told = afar.call("--headless", "evaluate", *named, "--evidence", str(tmp_path / "none"))
+    assert told.rc == 0, told.said
+    [used] = [step for step in json.loads(told.out)["steps"] if step["step"] == "use"]
+    assert used["to"] == str(model), "it was to be taken where it is"
 
 
 def test_a_host_that_nobody_knows_is_one_clear_message(afar: Afar, tmp_path: Path) -> None:

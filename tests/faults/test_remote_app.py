@@ -22,14 +22,15 @@ from tests.console.app_rig import in_app, opened, said
 from tests.console.desk_app import shown, until
 from tests.console.host_rig import Lab, needs_sshd, running_lab
 from tests.console_rig import processes_of
+from tests.nursery import Nursery
 
 pytestmark = needs_sshd
 SETS = "train.steps=4000 checkpoint.every_steps=20 checkpoint.keep_last=2"
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    with running_lab(tmp_path) as lab:
+def lab(tmp_path: Path, nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    with running_lab(tmp_path, nursery) as lab:
         known = Path(lab.environ["KDCONSOLE_HOSTS"]).with_name("known_hosts")
         known.unlink()
         for name in ("HOME", "KDCONSOLE_HOSTS"):

@@ -16,7 +16,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ DEAF_AFTER = "resume with steps"
 FIRST_SAVED = 5
 """The first step that is to be found saved."""
 MOMENTS = {**EARLY, **LATE}
+ALWAYS = ("load-student", "train", "export")
+"""Phases that every scene is stopped in; the last one leaves nothing but the end to be done."""
 NOT_FORKED = ("import", "train", DEAF)
 """One that stands still before torch is loaded, one that trains, and one that takes SIGKILL: it would not reach a fork
 that cannot look at its socket."""
@@ -278,37 +280,54 @@ def left_of(run_dir: Path, tree: list[int]) -> list[int]:
     return left
 
 
-async def played(lab: Lab, python: HookedPython) -> Scene:
-    """The whole of it."""
+def phases(*names: str) -> list[Any]:
+    """Parameters of a test: those that not every scene has are slow."""
+    return [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def wanted(request: pytest.FixtureRequest) -> list[str]:
+    """The phases that the selected tests ask for, in their order."""
+    specs = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
+    asked = {spec.params["phase"] for spec in specs if spec is not None and "phase" in spec.params}
+    if any(item.path == request.path and item.get_closest_marker("slow") for item in request.session.items):
+        asked |= {DEAF, DEAF_AFTER}
+    found = [phase for phase in MOMENTS if phase in asked or phase in ALWAYS]
+    if DEAF in asked:
+        found.insert(found.index(DEAF_AFTER) + 1, DEAF)
+    return found
+
+
+async def played(lab: Lab, python: HookedPython, phases: Sequence[str]) -> Scene:
+    """The whole of it, stopped in these phases."""
     config = lab.config.with_name("stopped.yaml")
     config.write_text(CONFIG.replace("CORPUS", "corpus.txt"))
     job = Job(load_config(config, sets=["train.device=cpu"]), lab.config.parent / "evidence", host=HOST)
     async with Reach(lab.environ) as reach:
         run_dir = await make(job, reach, lambda text: None)
         scene = Scene(python, reach.place(run_dir), run_dir)
-        for phase in MOMENTS:
+        for phase in phases:
             scene.attempts[phase] = await scene.stop(phase)
-            if phase == DEAF_AFTER:
-                scene.attempts[DEAF] = await scene.stop(DEAF)
         await scene.begin()
         await asyncio.to_thread(until, lambda: scene.has_ended, "the run's end", SECONDS)
     return scene
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Iterator[Scene]:
-    """A run that was stopped in every phase, once killed, and resumed to its end."""
+def scene(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, nursery: Nursery
+) -> Iterator[Scene]:
+    """A run that was stopped in every phase that is asked for, killed where that is, and resumed to its end."""
     root = tmp_path_factory.mktemp("stopped")
     with running_lab(root) as lab:
         python = HookedPython(root / "python", nursery).make()
         lab.add(HOST, python=str(python.path))
-        yield asyncio.run(played(lab, python))
+        yield asyncio.run(played(lab, python, wanted(request)))
 
 
 # How it is judged
 
 
-@pytest.mark.parametrize("phase", MOMENTS)
+@pytest.mark.parametrize("phase", phases(*MOMENTS))
 def test_a_stop_over_ssh_ends_the_run_by_its_own_doing_in_every_phase(scene: Scene, phase: str) -> None:
     attempt = scene.attempts[phase]
     stop = attempt.done.stop
@@ -320,21 +339,21 @@ def test_a_stop_over_ssh_ends_the_run_by_its_own_doing_in_every_phase(scene: Sce
     assert (end["status"], end["reason"]) == ("STOPPED", f"SIGTERM in phase {NAMED.get(phase, phase)}")
 
 
-@pytest.mark.parametrize("phase", [*MOMENTS, DEAF])
+@pytest.mark.parametrize("phase", phases(*MOMENTS, DEAF))
 def test_no_process_of_the_run_is_left(scene: Scene, phase: str) -> None:
     attempt = scene.attempts[phase]
     assert len(attempt.tree) >= 2, "there were to be a supervisor and an engine"
     assert attempt.left == []
 
 
-@pytest.mark.parametrize("phase", EARLY)
+@pytest.mark.parametrize("phase", phases(*EARLY))
 def test_a_stop_before_the_first_step_saves_nothing_and_says_so(scene: Scene, phase: str) -> None:
     attempt = scene.attempts[phase]
     assert (attempt.of("step"), attempt.kept, attempt.done.step) == ([], 0, 0)
     assert attempt.done.describe() == NO_STEP
 
 
-@pytest.mark.parametrize("phase", LATE)
+@pytest.mark.parametrize("phase", phases(*LATE))
 def test_a_stop_from_the_first_step_on_saves_every_step_and_says_so(scene: Scene, phase: str) -> None:
     attempt = scene.attempts[phase]
     step = attempt.made
@@ -343,6 +362,7 @@ def test_a_stop_from_the_first_step_on_saves_every_step_and_says_so(scene: Scene
     assert attempt.done.describe() == f"CANCELLED: exit code 130; {saved}"
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_heed_sigterm_is_killed_after_the_grace(scene: Scene) -> None:
     attempt = scene.attempts[DEAF]
     stop = attempt.done.stop

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parent))
 
 import refusals
 import running
+import scored
 from gallery_tables import document, machine, markdown, put_between_marks, table
 from good_runs import GOOD, Ran, alarms
 from scene import Caught, Scene, Way
@@ -52,7 +53,7 @@ INCIDENTS = (
     Incident(7, "flags that the trainer did not have", refusals.unknown_flags),
     Incident(8, "the model did not fit into memory", refusals.too_large),
     Incident(9, "one input with many labels", running.degenerate_batch),
-    Incident(10, "a broken model passed HumanEval", None),
+    Incident(10, "a broken model passed HumanEval", scored.broken_evaluator),
     Incident(11, "the disk filled up", running.full_disk),
     Incident(12, "a contract without the code", refusals.empty_claim),
     Incident(13, "a pid was all that was looked at", running.lost_process),

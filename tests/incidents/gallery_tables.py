@@ -115,7 +115,7 @@ def _rows(gallery: Gallery) -> list[list[str]]:
             rows.append([number, name, *_cells(way)])
             number = name = ""
         if outcome.state == "open":
-            rows.append([number, name, "comes with the evaluator", "open", "", ""])
+            rows.append([number, name, "what it is about is not there yet", "open", "", ""])
         elif outcome.problem:
             rows.append([number, name, "", "MISSED", "", " ".join(outcome.problem.split())])
     return rows

@@ -42,7 +42,7 @@ TRAIN = ("--headless", "train", "config.yaml")
 NO_GATE = ("--no-gate", "to make the incident")
 """A long training needs no passed smoke: what is to be seen is who else catches it."""
 
-_RUN_ID = re.compile(r"\d{8}-\d{6}-(?:smoke|train)-[0-9a-f]{6}")
+_RUN_ID = re.compile(r"\d{8}-\d{6}-(?:smoke|train|evaluate)-[0-9a-f]{6}")
 
 Event = dict[str, Any]
 

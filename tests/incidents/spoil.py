@@ -72,6 +72,23 @@ def sleep_at_step_0() -> None:
     _once_imported("engine.trainer", spoil)
 
 
+def judge_that_passes_all() -> None:
+    """An evaluation takes every answer for a right one, whatever its test said."""
+    _judge("passed")
+
+
+def judge_that_passes_none() -> None:
+    """An evaluation takes no answer for a right one, whatever its test said."""
+    _judge("wrong")
+
+
+def _judge(outcome: str) -> None:
+    def spoil(module: Any) -> None:
+        module._outcome = lambda *arguments: (outcome, "")
+
+    _once_imported("engine.sandbox", spoil)
+
+
 def slow_disk() -> None:
     """Every wait for the disk takes a fifth of a second longer. No incident: a good run may have such a disk."""
     real = os.fsync

@@ -20,7 +20,7 @@ from scene import SMOKE, Caught, NotMade, Scene, Way
 from tests.nursery import Nursery
 
 REFUSED = (5, 6, 7, 8, 12)
-FORKED = (1, 4, 9)
+FORKED = (1, 4, 9, 10)
 """Runs of these take a second where a nursery forks their engines."""
 BY_NUMBER = {incident.number: incident for incident in INCIDENTS}
 HOPELESS = """\
@@ -70,9 +70,9 @@ def test_a_run_with_a_warning_is_a_false_alarm(scene: Scene) -> None:
     assert [alarm for alarm in found if alarm.startswith("FAIL F-MINE-001: ")], found
 
 
-def test_every_incident_of_the_list_is_there_and_one_is_open() -> None:
+def test_every_incident_of_the_list_is_there_and_none_is_open() -> None:
     assert [incident.number for incident in INCIDENTS] == list(range(1, 14))
-    assert [incident.number for incident in INCIDENTS if incident.make is None] == [10]
+    assert [incident.number for incident in INCIDENTS if incident.make is None] == []
     assert len(good_runs.GOOD) in (18, 20)
 
 
@@ -131,9 +131,9 @@ def test_the_tables_are_put_between_the_marks_alone(tmp_path: Path) -> None:
 
 
 def test_the_gallery_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert gallery.main(["--only", "10", "--json", "--keep", str(tmp_path / "kept")]) == 0
+    assert gallery.main(["--only", "12", "--json", "--keep", str(tmp_path / "kept")]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["ok"], told["caught"], told["of"]) == (True, 0, 0)
+    assert (told["ok"], told["caught"], told["of"]) == (True, 1, 1)
     with pytest.raises(SystemExit) as ended:
         gallery.main(["--only", "14"])
     assert ended.value.code == 2
