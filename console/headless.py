@@ -125,6 +125,7 @@ async def _follow_run(
 ) -> Result | None:
     """Follows to the end; what stands in the first `past` bytes of the stream is folded and not told again."""
     watcher = Watcher(run_dir, place)
+    smoke_of_ours = stops_on_interrupt and run_dir.manifest.mode == "smoke"
     overdue = None if budget is None else time.monotonic() + budget + SILENCE_SECONDS
     stopping: asyncio.Task[runs.Stop] | None = None
     last: Sight | None = None
@@ -156,7 +157,7 @@ async def _follow_run(
                 # Only a smoke of ours is ended, and only while its host says that nothing comes: what is not reached,
                 # or still to be read, is no sign of anything. Of a long run it is told; the rest is its supervisor's.
                 silent = batch.silent_seconds > SILENCE_SECONDS or late
-                if budget is not None and silent and last.link.live and not batch.lines and problem is None:
+                if smoke_of_ours and silent and last.link.live and not batch.lines and problem is None:
                     problem = RunError(
                         f"no end {SILENCE_SECONDS:g} s after the budget"
                         if late

@@ -193,7 +193,7 @@ def stored(event: Event, windows: int) -> bool:
 
 
 def test_a_stop_keeps_what_is_whole_and_the_next_one_goes_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.prepare.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("engine.stepless.PROGRESS_SECONDS", 0.0)
     computed: list[int] = []
     plain = teacher_output.TeacherOutput.train
 
