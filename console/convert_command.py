@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog=EXIT_CODES, short_help="Make a model directory of an APR file, or an APR file of it.")
-@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
 @click.option(
     "--dtype",
@@ -33,24 +33,25 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress on standard error.")
-def convert_command(source: Path, target: Path, dtype: Any, as_json: bool, quiet: bool) -> None:
+def convert_command(source: str, target: Path, dtype: Any, as_json: bool, quiet: bool) -> None:
     """Make a Hugging Face directory of an APR file, or an APR file of such a directory, and read it back.
 
-    SRC is an APR file, or a directory with config.json and safetensors weights. DST is the directory or the file to be
-    made: nothing may stand there, and it is whole or not there. Tokenizer files and generation_config.json go with it;
-    an APR file has them beside it. APR files of llama, qwen2 and qwen3 are known.
+    SRC is an APR file, a directory with config.json and safetensors weights, or builtin:teacher. DST is the directory
+    or the file to be made: nothing may stand there, and it is whole or not there. Tokenizer files and
+    generation_config.json go with it; an APR file has them beside it. APR files of llama, qwen2 and qwen3 are known.
 
     \b
     Examples:
       kdconsole convert teacher.apr teachers/qwen-1.5b
       kdconsole convert evidence/RUN/model exported/student.apr --dtype fp16
+      kdconsole convert builtin:teacher small/teacher.apr
     """
-    from engine.convert import convert
+    from engine.convert import convert, source_of
 
     # Who is ended by its session or by `kill` clears up as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with errors_told(as_json), Progress(quiet) as progress:
-        made = convert(source, target, dtype, progress.tell)
+        made = convert(source_of(source), target, dtype, progress.tell)
     if as_json:
         click.echo(json.dumps({"schema": "kdconsole.convert/1", **asdict(made), "path": str(made.path)}, indent=2))
     else:

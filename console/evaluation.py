@@ -77,7 +77,7 @@ def find_subject(named: str, evidence: Path, host: str | None) -> Subject:
     """
     if named in _MODELS or ON_HOST.match(named):
         return Subject(named, Evaluated(model=clean(named, 4096)))
-    path = Path(named).expanduser()
+    path = Path(os.path.expanduser(named))
     if (path / MANIFEST).is_file():
         return _of_run(open_run(path), host)
     if path.exists():

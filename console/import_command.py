@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import signal
 import sys
@@ -106,7 +107,7 @@ def find_source(source: str) -> tuple[Path, str | None]:
     Raises:
         ModelError: there is nothing of that name, or the package carries no GGUF file or several.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.exists() or not _IMPORT_NAME.fullmatch(source):
         return path, None
     name = source.replace("-", "_")

@@ -212,10 +212,8 @@ async def start_again(
         overrides={"train.devices": devices},
         options={"train.devices": "--devices"},
     )
-    if mode == "evaluate" and config.evaluate.runs_code and not run_generated_code:
-        raise ConfigError(
-            f"run {run_dir.id}: goes on to run generated code", expected="your word for it", do=goes_on_with(run_dir)
-        )
+    if not run_generated_code:
+        require_word(run_dir)
     if place.local:
         await asyncio.to_thread(check, config)
     now = await place.status()
@@ -250,6 +248,18 @@ async def start_again(
         _put_back(run_dir.path / RESUME, before)
         raise
     await asyncio.to_thread(reopen, run_dir)
+
+
+def require_word(run_dir: runs.RunDir) -> None:
+    """Refuses to go on with an evaluation that runs generated code: that is to be said each time, on a command line.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if run_dir.manifest.mode == "evaluate" and (run_dir.path / PROBLEMS).exists():
+        raise ConfigError(
+            f"run {run_dir.id}: goes on to run generated code", expected="your word for it", do=goes_on_with(run_dir)
+        )
 
 
 def goes_on_with(run_dir: runs.RunDir) -> str:

@@ -83,23 +83,29 @@ def publish_command(
       kdconsole publish 20260102 --repo my-org/my-model --evaluation 20260103
     """
     from console.import_command import Progress
+    from console.publish_gate import require_outside_runs
     from console.publish_plan import make_plan
     from console.publish_run import publish
     from dispatch.runs import resolve_run
     from engine.publish_files import require_ours
     from engine.publish_hub import Hub
 
-    # Who is ended by `kdconsole stop` or by its session clears up as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Who is ended by `kdconsole stop` or by its session clears up as after Ctrl-C; `nohup` stays what it is.
+    for ends in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ends) != signal.SIG_IGN:
+            signal.signal(ends, signal.default_int_handler)
     with errors_told(as_json):
         asked = _asked(repo, directory, revision, private, force, licence, stated, license_file, base_model)
         token, where = _token(asked)
         hub = None if dry_run or asked.repo is None else Hub(token, asked.repo)
         with Progress(quiet) as progress:
             progress.tell("verifying the evidence")
-            others = {each.path: each for each in (resolve_run(evidence, other) for other in evaluations)}
+            others = {
+                os.path.realpath(each.path): each for each in (resolve_run(evidence, other) for other in evaluations)
+            }
             plan = make_plan(resolve_run(evidence, run), list(others.values()), asked, progress.tell)
             if asked.directory is not None:
+                require_outside_runs(asked.directory)
                 require_ours(asked.directory, force)
             done = None if dry_run else publish(plan, hub, token, evidence, name, progress.tell)
     if done is None:
@@ -132,7 +138,7 @@ def _asked(
         raise ConfigError(f"--base-model {clean(repr(base_model), 200)}: no name of the hub", expected="ORG/NAME")
     return Asked(
         repo=None if repo is None else checked_repo(repo),
-        directory=None if directory is None else Path(os.path.abspath(directory.expanduser())),
+        directory=None if directory is None else _absolute(directory),
         revision=checked_revision(revision),
         private=private,
         force=force,
@@ -141,6 +147,14 @@ def _asked(
         licence_file=license_file,
         base_model=base_model,
     )
+
+
+def _absolute(directory: Path) -> Path:
+    home = os.path.expanduser(directory)
+    if home.startswith("~"):
+        shown = clean(str(directory), 300)
+        raise ConfigError(f"--to {shown}: no such user's home directory", expected="a directory")
+    return Path(os.path.abspath(home))
 
 
 def _token(asked: Asked) -> tuple[str | None, str]:

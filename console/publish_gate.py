@@ -9,7 +9,7 @@ from pathlib import Path
 
 from console.verify.claims import Claim
 from console.verify.directory import verify_run
-from dispatch.manifest import CONFIG, SUMS
+from dispatch.manifest import CONFIG, MANIFEST, SUMS
 from dispatch.runs import RunDir
 from dispatch.sums import read_sums
 from engine.config import RunConfig, load_config
@@ -148,6 +148,22 @@ def exported(proven: Proven) -> ModelFiles:
             do=f"kdconsole fetch {run.id} --model, then publish again",
         )
     return inspect_model_dir(run.path / MODEL, "student")
+
+
+def require_outside_runs(target: Path) -> None:
+    """Refuses a directory inside a run's own: its evidence would no longer hold.
+
+    Raises:
+        RunError: it is inside one, by whatever links.
+    """
+    real = Path(os.path.realpath(target.parent))
+    run = next((each for each in (real, *real.parents) if (each / MANIFEST).is_file()), None)
+    if run is not None:
+        raise RunError(
+            f"--to {clean(str(target), 300)}: inside the evidence of run {clean(run.name, 200)}, which would not hold "
+            "with it",
+            do="choose a directory outside",
+        )
 
 
 def require_same_model(evaluation: Proven, model: ModelFiles, run: RunDir) -> None:

@@ -33,7 +33,7 @@ from engine.durable import discard
 from engine.errors import ExitCode, KdError
 from engine.falsifiers import FIRST_PHASE, JUDGE_PHASE, exit_code_of
 from engine.publish_compare import compare
-from engine.publish_files import cannot_write, put_in_place, require_room, stage, staging_of
+from engine.publish_files import cannot_write, put_in_place, require_ours, require_room, stage, staging_of
 from engine.publish_hub import Commit, Hub
 from engine.recorder import Recorder
 from engine.sections import Contract, RunConfig
@@ -186,6 +186,7 @@ class _Work:
             f"{each.id} is {each.verdict}: {each.observed}" for each in self.recorder.verdicts if each.verdict != "PASS"
         )
         if asked.directory is not None and code == ExitCode.OK:
+            require_ours(asked.directory, asked.force)  # minutes may have passed since it was looked at
             put_in_place(staged, asked.directory)
             self.done.in_place = True
         status = "FAILED" if code == ExitCode.FAILED else "COMPLETED"

@@ -97,8 +97,8 @@ def whole_suite(state: RunState) -> bool:
 
 
 def is_part(state: RunState) -> bool:
-    """Whether only some problems of the suite were asked."""
-    return "part_pass_at_1" in state.measures
+    """Whether the score is of some problems of the suite alone: no more were asked, or are kept here."""
+    return "part_pass_at_1" in state.measures or state.answers.left_out > 0
 
 
 def percent(share: float) -> str:

@@ -93,7 +93,7 @@ def wanted_files(base: str, path: str | Path, hashes: LocalHashes | None = None)
     Raises:
         ConfigError: there is no such thing, or it cannot be read or sent.
     """
-    local = Path(os.path.abspath(Path(path).expanduser()))
+    local = Path(os.path.abspath(os.path.expanduser(path)))
     files = local_files(local, hashes or LocalHashes())
     sha256 = tree_hash({name: entry for name, (_, entry) in files.items()})
     sources = [Source(where, name, *entry) for name, (where, entry) in files.items()]

@@ -225,6 +225,22 @@ def _require_fit(apr: AprFile, config: Mapping[str, Any]) -> None:
             do="take the model's own file",
         )
 
+    # Of these transformers makes its matrices before it holds them against the file's: a wrong one takes any memory.
+    heads, kv, wide = (config[k] for k in ("num_attention_heads", "num_key_value_heads", "intermediate_size"))
+    head = config.get("head_dim") or config["hidden_size"] // heads
+    for part, rows, why in (
+        ("self_attn.q_proj", heads * head, f"num_heads is {heads:,} and a head {head:,} wide"),
+        ("self_attn.k_proj", kv * head, f"num_kv_heads is {kv:,} and a head {head:,} wide"),
+        ("mlp.gate_proj", wide, f"intermediate_size is {wide:,}"),
+    ):
+        name = f"model.layers.0.{part}.weight"
+        if name in apr.tensors and apr.tensors[name].shape[:1] != (rows,):
+            raise ModelError(
+                f"{say(apr.path)}: {why}, and {name} has shape {list(apr.tensors[name].shape)}",
+                expected="metadata of these weights",
+                do="take the model's own file",
+            )
+
 
 def _fill(apr: AprFile, kind: str, config: dict[str, Any]) -> None:
     """What the metadata of the predecessor's own files has no key for."""

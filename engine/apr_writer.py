@@ -14,7 +14,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from engine.apr import ALIGNMENT, HEADER, MAGIC, METADATA_CAP, NAME_CAP, TENSORS_CAP, VERSION, size_of
+from engine.apr import (
+    ALIGNMENT,
+    DIMENSIONS_CAP,
+    HEADER,
+    MAGIC,
+    METADATA_CAP,
+    NAME_CAP,
+    TENSORS_CAP,
+    VERSION,
+    size_of,
+)
 from engine.apr_model import CLASSES, FULL_CONFIG, SPELLINGS
 from engine.durable import write_new
 from engine.errors import ModelError
@@ -25,6 +35,22 @@ _NOT_OF_THE_MODEL: Final = ("_name_or_path", "transformers_version", "dtype", "t
 
 Outlines = Mapping[str, tuple[str, tuple[int, ...]]]
 """Name to dtype (F32, F16 or BF16) and shape."""
+
+
+def require_known(config: Mapping[str, Any], where: Path) -> str:
+    """The model type of a configuration whose weights would be read back from an APR file.
+
+    Raises:
+        ModelError: they would not.
+    """
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in CLASSES:
+        raise ModelError(
+            f"{say(where)}: model_type {say(kind)}: not written as APR, since the file would not be read back",
+            expected=" or ".join(CLASSES),
+            do="keep the Hugging Face directory",
+        )
+    return kind
 
 
 def metadata_of(config: Mapping[str, Any], outlines: Outlines, where: Path) -> dict[str, Any]:
@@ -40,13 +66,7 @@ def metadata_of(config: Mapping[str, Any], outlines: Outlines, where: Path) -> d
     Raises:
         ModelError: an architecture that would not be read back, or a dimension that the configuration does not have.
     """
-    kind = config.get("model_type")
-    if kind not in CLASSES:
-        raise ModelError(
-            f"{say(where)}: model_type {say(kind)}: not written as APR, since the file would not be read back",
-            expected=" or ".join(CLASSES),
-            do="keep the Hugging Face directory",
-        )
+    kind = require_known(config, where)
     parameters = config.get("rope_parameters")
     base = config.get("rope_theta", parameters.get("rope_theta") if isinstance(parameters, dict) else None)
     known = {**config, "rope_theta": base}
@@ -99,13 +119,13 @@ def _chunks(
         raise ModelError(f"metadata of {len(text):,} bytes", expected=f"at most {METADATA_CAP:,}")
     if not 0 < len(outlines) <= TENSORS_CAP:
         raise ModelError(f"{len(outlines):,} tensors", expected=f"1 to {TENSORS_CAP:,}")
+    for name, (_, shape) in outlines.items():
+        _require_writable(name, shape)
     names = sorted(outlines, key=str.encode)
     index, offset = b"", 0
     for name in names:
         dtype, shape = outlines[name]
         encoded, size = name.encode(), _size(name, dtype, shape)
-        if not 0 < len(encoded) <= NAME_CAP:
-            raise ModelError(f"tensor {say(name)}: a name of {len(encoded):,} bytes", expected=f"1 to {NAME_CAP}")
         index += struct.pack(f"<H{len(encoded)}sBB", len(encoded), encoded, _NUMBERS[dtype], len(shape))
         index += struct.pack(f"<{len(shape) + 2}Q", *shape, offset, size)
         offset += size + _padding(size)
@@ -128,6 +148,19 @@ def _chunks(
             footer = zlib.crc32(part, footer)
             yield part
     yield footer.to_bytes(4, "little")
+
+
+def _require_writable(name: str, shape: tuple[int, ...]) -> None:
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        raise ModelError(
+            f"tensor {say(name)}: a name that is no UTF-8", expected="one of characters", do="rename it"
+        ) from None
+    if not 0 < length <= NAME_CAP:
+        raise ModelError(f"tensor {say(name)[:80]}: a name of {length:,} bytes", expected=f"1 to {NAME_CAP}")
+    if len(shape) > DIMENSIONS_CAP:
+        raise ModelError(f"tensor {say(name)}: {len(shape)} dimensions", expected=f"at most {DIMENSIONS_CAP}")
 
 
 def _size(name: str, dtype: str, shape: tuple[int, ...]) -> int:

@@ -21,10 +21,10 @@ from typing import Any, Final, Literal
 from engine.apr import COMPANIONS
 from engine.apr_model import EMBEDDING, HEAD, dominant
 from engine.apr_values import Values, converted
-from engine.apr_writer import Outlines, metadata_of, write_apr
+from engine.apr_writer import Outlines, metadata_of, require_known, write_apr
 from engine.durable import discard, partial_of, sync_directory, write_new
 from engine.errors import KdError, ModelError
-from engine.formats import HEADER_CAP, SINGLE_FILE, ModelFiles, inspect_model_dir, read_tensors
+from engine.formats import HEADER_CAP, SINGLE_FILE, ModelFiles, inspect_model_dir, read_tensors, resolve_builtin
 from engine.sniff import TensorEntry, say
 from engine.weight_source import Weights, open_weights
 
@@ -56,6 +56,21 @@ class Converted:
     """Everything that was written, by name."""
 
 
+def source_of(text: str) -> Path:
+    """What an operator gives as a source: the path of a directory or an APR file, or `builtin:teacher`.
+
+    Raises:
+        ModelError: no built-in model of that name, or one that has no weights.
+    """
+    if text == "builtin:student":
+        raise ModelError(
+            f"{text}: has no weights to convert: a run gives it random ones when it starts",
+            expected="builtin:teacher, a model's directory, or an APR file",
+            do="train it, and convert the model that the run exported",
+        )
+    return resolve_builtin(text)
+
+
 def convert(source: Path, target: Path, dtype: Dtype = "auto", tell: Tell = lambda text: None) -> Converted:
     """Make the other container of a model; leaves nothing behind where it cannot.
 
@@ -74,6 +89,8 @@ def convert(source: Path, target: Path, dtype: Dtype = "auto", tell: Tell = lamb
     tell(f"reading {say(source.name)}")
     files = inspect_model_dir(source, "teacher")
     weights = open_weights(files)
+    if files.container is None:
+        require_known(files.config, source)
     outlines = _outlines(weights, files, dtype)
     written = sum(math.prod(shape) * _ITEM[kind] for kind, shape in outlines.values())
     _require_room(target, written)
@@ -160,6 +177,12 @@ def _make_apr(
 
 def _outlines(weights: Weights, files: ModelFiles, dtype: Dtype) -> Outlines:
     names = dict(weights.tensors)
+    if files.container is None and EMBEDDING not in names:
+        raise ModelError(
+            f"{say(files.directory)}: has no tensor {EMBEDDING}",
+            expected="a whole causal language model, its tensors named as Hugging Face does",
+            do="take the model's own files",
+        )
     if files.container is None and HEAD in names and files.config.get("tie_word_embeddings") is True:
         _require_tied(weights, files)
         del names[HEAD]  # transformers takes the embedding, whatever stands there
@@ -279,7 +302,7 @@ def _require_same_companions(partial: Path, target: Path, companions: tuple[str,
 
 
 def _absolute(path: Path) -> Path:
-    return Path(os.path.normpath(Path.cwd() / path.expanduser()))
+    return Path(os.path.normpath(Path.cwd() / os.path.expanduser(path)))
 
 
 def require_free(target: Path) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from engine import stored_bytes
 from engine.config import RunConfig
 from engine.estimate_rows import MIB, Row, counted
+from engine.problems import SuiteError, file_bytes
+from engine.sections import SUITES
 from engine.shapes import Shape
 
 _STEP_BYTES = 700
 """Of one step in the stream and in launch.log, with heartbeats and vitals where it takes a few seconds."""
 _FIXED_LOG = 8 * MIB
 _SUITE_PROBLEMS = 164
-"""Of HumanEval, and taken for a file of problems that nobody counted."""
+"""Of HumanEval, and taken for a file of problems that is not here."""
 _TOKEN_BYTES = 6
 """Of a generated token's text, as JSON has it."""
 _ANSWER_BYTES = 2_000
@@ -75,13 +79,19 @@ def disk_rows(
 
 def _answers(config: RunConfig) -> Row:
     asked = config.evaluate
-    problems, longest = asked.limit or _SUITE_PROBLEMS, asked.max_new_tokens
+    every, size, longest = _SUITE_PROBLEMS, 0, asked.max_new_tokens
+    if asked.suite not in SUITES:
+        with contextlib.suppress(SuiteError):  # on a host its file stands in the run directory
+            data = file_bytes(Path(asked.suite))
+            every, size = data.count(b"\n") + 1, len(data)
+    problems = min(asked.limit or every, every)
     each = f"({longest:,} tokens x {_TOKEN_BYTES} + {_ANSWER_BYTES:,} bytes)"
     return Row(
         name="completions and results",
-        bytes=problems * asked.samples * (longest * _TOKEN_BYTES + _ANSWER_BYTES),
+        bytes=size + problems * asked.samples * (longest * _TOKEN_BYTES + _ANSWER_BYTES),
         where="disk",
-        how=f"{problems:,} problems x {asked.samples:,} x {each}",
+        how=f"{problems:,} problems x {asked.samples:,} x {each}"
+        + (f", and {size:,} bytes of problems" if size else ""),
     )
 
 

@@ -143,7 +143,7 @@ def import_model(request: Request, tell: Tell = lambda text: None) -> Imported:
 
 def _absolute(path: Path) -> Path:
     # normpath and not resolve: a link to a model keeps the name under which it is known.
-    return Path(os.path.normpath(Path.cwd() / path.expanduser()))
+    return Path(os.path.normpath(Path.cwd() / os.path.expanduser(path)))
 
 
 def _require_place(target: Path) -> None:

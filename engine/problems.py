@@ -190,14 +190,16 @@ def file_bytes(path: Path) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise SuiteError(f"{name}: not a file", expected="humaneval or a file of problems")
+                raise SuiteError(f"{name}: not a file", expected="heldout, humaneval or a file of problems")
             with open(fd, "rb", closefd=False) as file:
                 data = file.read(MAX_FILE_BYTES + 1)
         finally:
             os.close(fd)
     except (OSError, ValueError) as error:  # a null character in the path
         why = getattr(error, "strerror", None) or clean(str(error), 200)
-        raise SuiteError(f"{name}: cannot be read: {why}", expected="humaneval or a file of problems") from None
+        raise SuiteError(
+            f"{name}: cannot be read: {why}", expected="heldout, humaneval or a file of problems"
+        ) from None
     if data.startswith(_GZIP_MAGIC) and len(data) <= MAX_FILE_BYTES:
         try:
             data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_FILE_BYTES + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -13,6 +14,18 @@ from engine.publish_licence import HUB_IDS, Licence
 
 MARK: Final = "Published by kdconsole"
 """Stands in every card: a directory with it was made by this command."""
+_PLAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what is no plain word: 1e3 is a text to PyYAML, and a number to the YAML 1.2 that hubs read."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if _PLAIN.fullmatch(text) else '"')
+
+
+_Dumper.add_representer(str, _text)
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,7 @@ def card(facts: Facts, repo: str | None) -> str:
     """
     place = repo or "DIRECTORY"
     rows = [
-        ("architecture", f"{code(facts.architecture)}, {facts.parameters:,} parameters, {facts.dtype} weights"),
+        ("architecture", f"{code(facts.architecture)}, {facts.parameters:,} parameters, {cell(facts.dtype)} weights"),
         ("teacher", "none: plain training" if facts.teacher is None else code(facts.teacher)),
         ("student started from", code(facts.base_model or facts.student)),
         ("training data", ", ".join(map(code, facts.data))),
@@ -96,7 +109,7 @@ def card(facts: Facts, repo: str | None) -> str:
     origin = [(cell(name), code(each.id), cell(each.source)) for name, each in facts.licences.items()]
     verdicts = [tuple(map(cell, each)) for each in facts.verdicts]
     parts = [
-        f"---\n{yaml.safe_dump(front_matter(facts), sort_keys=False, allow_unicode=True)}---\n",
+        f"---\n{yaml.dump(front_matter(facts), Dumper=_Dumper, sort_keys=False, allow_unicode=True)}---\n",
         f"# {cell(facts.title)}\n",
         f"{MARK}, from evidence that was proven before: the whole stream of the run, its configuration and its "
         "contract stand in an evidence directory with the id below.\n",

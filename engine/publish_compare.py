@@ -53,7 +53,8 @@ def compare(
     with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as answer:
         question.write(json.dumps(asked).encode())
         question.seek(0)
-        with subprocess.Popen(command, stdin=question, stdout=answer, env=environment) as child:
+        # A group of its own: Ctrl-C is for this process, which ends it, and not for both of them.
+        with subprocess.Popen(command, stdin=question, stdout=answer, env=environment, process_group=0) as child:
             try:
                 while child.poll() is None:
                     poll()

@@ -152,10 +152,11 @@ def require_room(directory: Path, needed: int, times: int) -> None:
     """
     free = shutil.disk_usage(directory).free
     if free < needed * times:
+        often = "once" if times == 1 else f"{times} times"
         raise RunError(
-            f"{clean(str(directory), 300)}: {free / 1e6:,.0f} MB free",
-            expected=f"{needed * times / 1e6:,.0f} MB: the model stands there {times} times for a while",
-            do="make room, or choose another disk with TMPDIR",
+            f"{clean(str(directory), 300)}: {free / 1e6:,.1f} MB free",
+            expected=f"{needed * times / 1e6:,.1f} MB: the model stands there {often}",
+            do="make room there",
         )
 
 
@@ -212,11 +213,11 @@ def put_in_place(staged: Path, target: Path) -> None:
     retired = target.with_name(f".{target.name}.old")
     try:
         discard(retired)
-        if target.exists():
-            os.rename(target, retired)
         try:
+            if target.exists():
+                os.rename(target, retired)
             os.rename(staged, target)
-        except OSError:
+        except BaseException:  # Ctrl-C between the two must not leave nothing there
             with contextlib.suppress(OSError):
                 os.rename(retired, target)
             raise

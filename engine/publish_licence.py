@@ -28,7 +28,8 @@ TEXT_CAP: Final = 1 << 20
 _HEAD: Final = 4096
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9.+-]{0,39}")
 _NO_ANSWER: Final = frozenset(("other", "unknown", "none", "noassertion"))
-_SPDX: Final = re.compile(r"SPDX-License-Identifier:\s*([A-Za-z0-9.+-]{1,40})")
+_SPDX: Final = re.compile(r"SPDX-License-Identifier:[ \t]*([^\r\n]*)")
+_SPDX_END: Final = re.compile(r"[ \t]*(\*/|-->)?[ \t]*$")
 _FIRST_LINES: Final = (
     (re.compile(r"\A\s*Apache License\s+Version 2\.0\b"), "apache-2.0"),
     (re.compile(r"\A\s*(?:The )?MIT License\b"), "mit"),
@@ -135,11 +136,18 @@ def licences(config: RunConfig, stated: Mapping[str, str]) -> dict[str, Licence]
         if licence is None:
             raise ModelError(
                 f"{what}: its licence is unknown",
-                expected="`license:` in the front matter of its README.md, or a LICENSE file that can be told",
+                expected="`license:` in the front matter of its README.md, or a LICENSE file that can be told"
+                + ("" if Path(origin.path).is_dir() else ", or of a file by itself FILE.license beside it"),
                 do=f"find it out, and state it with --license-of {origin.part}=ID",
             )
-        found[f"{origin.part} {origin.name}"] = licence
+        found[_free_name(f"{origin.part} {origin.name}", found)] = licence
     return found
+
+
+def _free_name(name: str, found: Mapping[str, Licence]) -> str:
+    # Two paths of the data may end alike, and each of their licences binds.
+    names = (name, *(f"{name} ({number})" for number in range(2, len(found) + 2)))
+    return next(each for each in names if each not in found)
 
 
 def licence_at(path: str) -> Licence | None:
@@ -200,6 +208,7 @@ def _told(file: Path) -> str | None:
     except OSError:
         return None
     spdx = _SPDX.search(head)
-    if spdx is not None and spdx[1].lower() not in _NO_ANSWER:
-        return spdx[1].lower()
+    if spdx is not None:  # an expression, such as `MIT AND GPL-3.0`, is more than one licence: that is not for us
+        stated = _SPDX_END.sub("", spdx[1]).lower()
+        return stated if _ID.fullmatch(stated) and stated not in _NO_ANSWER else None
     return next((licence for pattern, licence in _FIRST_LINES if pattern.search(head)), None)

@@ -12,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,6 +44,9 @@ POLL_SECONDS: Final = 0.2
 _DETAIL: Final = 500
 _DYING_SECONDS: Final = 0.5
 _MAX_VERDICT: Final = 1 << 14
+_DESCRIPTORS: Final = 14
+"""Of the evaluator, at most, while a program starts: three pipes, and for each process its input and its report."""
+_SPARE_DESCRIPTORS: Final = 32
 _OUTCOMES: Final = ("passed", "wrong", "error", "memory", "gone")
 """What a checker can say; `time` and how a process went are seen from outside."""
 
@@ -75,6 +80,18 @@ class Outcome:
     """Wall time, both starts included."""
 
 
+def _room_for() -> int:
+    """Programs that can be started at the same time with the descriptors that this process has left."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        return sys.maxsize
+    try:
+        there = len(os.listdir("/proc/self/fd"))
+    except OSError:  # none is left to look with, or there is no /proc
+        there = 0
+    return (most - there - _SPARE_DESCRIPTORS) // _DESCRIPTORS
+
+
 class _EndedError(Exception):
     """The program was ended because nobody wants its outcome any more."""
 
@@ -88,7 +105,7 @@ class Sandbox(AbstractContextManager["Sandbox"]):
 
     Args:
         limits: of each process of a program.
-        workers: programs at a time at most; None takes one a processor.
+        workers: programs at a time at most; None takes one a processor. Fewer where the limit of open files wants it.
 
     Raises:
         SandboxError: this machine cannot contain a program: nothing is run.
@@ -113,7 +130,8 @@ class Sandbox(AbstractContextManager["Sandbox"]):
 
     def _open(self, limits: Limits, workers: int | None, walls: Sequence[str]) -> None:
         self._limits, self._walls = limits, tuple(walls)
-        self._workers = max(1, workers if workers is not None else len(os.sched_getaffinity(0)))
+        wanted = workers if workers is not None else len(os.sched_getaffinity(0))
+        self._workers = max(1, min(wanted, _room_for()))
         self._scratch = Scratch()
         self._closing, self._close_now = os.pipe()
         self._running = 0
@@ -194,6 +212,12 @@ class Sandbox(AbstractContextManager["Sandbox"]):
             self._running += 1
         try:
             return self._judged(program, ended)
+        except OSError as problem:
+            raise SandboxError(
+                f"a program cannot be started: {problem.strerror}",
+                expected=f"{_DESCRIPTORS} descriptors for each of {self._workers} workers",
+                do="set a higher limit (ulimit -n), or evaluate.workers to fewer",
+            ) from None
         finally:
             with self._idle:
                 self._running -= 1

@@ -151,7 +151,7 @@ def _wall_in(spec: dict[str, Any]) -> None:
         sandbox_walls.own_ipc()
     own = OWN_FILES in walls
     if own:
-        sandbox_walls.own_files(spec["scratch"], reads)
+        sandbox_walls.own_files(spec["scratch"], reads, spec["hidden"])
     else:
         os.chdir(spec["scratch"])
     sandbox_walls.bound_capabilities()

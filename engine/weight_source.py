@@ -14,7 +14,7 @@ from engine.apr import mapped, read_apr
 from engine.apr_values import Values, values_of
 from engine.errors import ModelError
 from engine.formats import ModelFiles
-from engine.sniff import TensorEntry, read_safetensors_header, say, unreadable
+from engine.sniff import TensorEntry, read_safetensors_header, regular_size, say, unreadable
 
 _KINDS: Final = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2"}
 
@@ -38,7 +38,12 @@ def open_weights(files: ModelFiles) -> Weights:
     if files.container is not None:
         apr = read_apr(files.container)
         view = mapped(apr)
-        return Weights(apr.tensors, lambda name: values_of(apr, name, view))
+
+        def of_apr(name: str) -> Values:
+            _require_long(apr.path, apr.tensors[name].end)
+            return values_of(apr, name, view)
+
+        return Weights(apr.tensors, of_apr)
     return open_safetensors(files.weights)
 
 
@@ -50,11 +55,19 @@ def open_safetensors(paths: Sequence[Path]) -> Weights:
     """
     tensors: dict[str, TensorEntry] = {}
     places: dict[str, tuple[Path, memoryview]] = {}
+    sizes: dict[Path, int] = {}
     for path in paths:
         header = read_safetensors_header(path)
         tensors |= header
         places |= dict.fromkeys(header, (path, _data(path)))
-    return Weights(tensors, lambda name: _stored(name, tensors[name], *places[name]))
+        sizes[path] = regular_size(path)
+
+    def stored(name: str) -> Values:
+        path, data = places[name]
+        _require_long(path, sizes[path])
+        return _stored(name, tensors[name], path, data)
+
+    return Weights(tensors, stored)
 
 
 def _stored(name: str, entry: TensorEntry, path: Path, data: memoryview) -> Values:
@@ -66,6 +79,15 @@ def _stored(name: str, entry: TensorEntry, path: Path, data: memoryview) -> Valu
             do="take unquantised weights",
         )
     return Values(entry.dtype, np.frombuffer(data[entry.begin : entry.end], kind).reshape(entry.shape))
+
+
+def _require_long(path: Path, size: int) -> None:
+    """Refuses a file that was cut: to read what is mapped and no longer in it ends the process with SIGBUS.
+
+    A file that is cut while one tensor is read still does that.
+    """
+    if regular_size(path) < size:
+        raise ModelError(f"{say(path)}: its size was changed since it was looked at", do="try again")
 
 
 def _data(path: Path) -> memoryview:

@@ -38,6 +38,11 @@ class RunControl(FollowingScreen):
         if self.going_on:
             self.app.say(f"{name} goes on")
             return
+        try:  # before anybody is asked
+            launch.require_word(self.run_dir)
+        except KdError as error:
+            self.app.say(f"not resumed: {error}", "error")
+            return
         came_to = "its newest whole checkpoint" if self.run_dir.manifest.mode == "train" else "what it has already"
         consequences = f"It goes on from {came_to}, with its own configuration, in the same directory."
         if not await self.app.ask(f"Resume {name}?", consequences, "resume the run"):

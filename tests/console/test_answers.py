@@ -239,6 +239,17 @@ def test_what_a_score_says_on_the_way_and_in_the_end() -> None:
     assert score(part).short == "pass@1 40.0 % of 20"
 
 
+def test_a_score_of_more_problems_than_are_kept_is_not_that_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_TASKS", 5)
+    state = folded(evaluation(10))
+    told, written = score(state), document(state)
+    assert "of a part of the suite" in told.text
+    assert "5 answers are not counted here" in told.text
+    assert told.short.endswith(" of 5")
+    assert written is not None
+    assert written["part"]
+
+
 def test_the_lines_of_an_evaluation() -> None:
     lines = [
         line for event in [*controls(GOOD | {"empty": 0.5}, 4), *answered(2, 1)] for line in human_lines(event, None)

@@ -109,6 +109,29 @@ def test_what_is_no_model_or_has_no_place_is_refused_and_leaves_nothing(tmp_path
     assert names(tmp_path) == {"gguf", "bad.apr"}
 
 
+def test_the_built_in_teacher_is_a_source_and_the_student_has_no_weights(tmp_path: Path) -> None:
+    made("builtin:teacher", tmp_path / "x.apr")
+    made(TEACHER, tmp_path / "y.apr")
+    assert (tmp_path / "x.apr").read_bytes() == (tmp_path / "y.apr").read_bytes()
+    refused("builtin:student: has no weights to convert", "builtin:student", tmp_path / "z.apr")
+    refused("builtin:other: no such built-in model", "builtin:other", tmp_path / "z.apr")
+    assert not (tmp_path / "z.apr").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("gpt2", "model_type gpt2: not written"), ("qwen2", "has no tensor model.embed_tokens.weight")]
+)
+def test_a_model_without_the_embedding_that_we_know_is_refused(tmp_path: Path, kind: str, said: str) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    config = json.loads((TEACHER / "config.json").read_text()) | {"model_type": kind, "tie_word_embeddings": True}
+    (model / "config.json").write_text(json.dumps(config))
+    header = json.dumps({"lm_head.weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}).encode()
+    (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    refused(said, model, tmp_path / "x.apr")
+    assert names(tmp_path) == {"model"}
+
+
 def test_an_error_is_a_json_document_too(tmp_path: Path) -> None:
     result = call(tmp_path / "none", tmp_path / "out", "--json")
     assert json.loads(result.stdout)["exit_code"] == ExitCode.USAGE
@@ -131,6 +154,25 @@ def test_what_was_not_written_as_it_is_never_gets_its_name(tmp_path: Path, monke
     monkeypatch.setattr(module, "write_new", lossy)
     refused("1 of 38 tensors were not written as they are", tmp_path / "x.apr", tmp_path / "out")
     assert names(tmp_path) == {"x.apr"} | WITH_IT
+
+
+@pytest.mark.parametrize("kind", ["apr", "directory"])
+def test_a_source_that_is_cut_meanwhile_is_an_error_and_no_signal(tmp_path: Path, kind: str) -> None:
+    made(TEACHER, tmp_path / "m" / "x.apr")
+    made(tmp_path / "m" / "x.apr", tmp_path / "d")
+    cut = tmp_path / "m" / "x.apr" if kind == "apr" else tmp_path / "d" / "model.safetensors"
+    source = cut if kind == "apr" else cut.parent
+    program = (
+        "import os, pathlib, engine.convert as c\n"
+        f"def tell(text): text.startswith('writing') and os.truncate({str(cut)!r}, 4096)\n"
+        f"try: c.convert(pathlib.Path({str(source)!r}), pathlib.Path({str(tmp_path / 'o' / 'y')!r}), 'auto', tell)\n"
+        "except c.ModelError as error: print(error)\n"
+    )
+    (tmp_path / "o").mkdir()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=SOON, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "its size was changed since it was looked at" in done.stdout
+    assert not names(tmp_path / "o")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -177,3 +219,8 @@ def test_a_smoke_takes_an_apr_file_as_its_teacher_and_another_as_its_student(tmp
     assert found["FT-SMOKE-001"] == "PASS"
     assert found["F-DISTILL-V2-001-TEACHER-DIVERGENCE"] == "PASS"
     assert done.returncode in (ExitCode.OK, ExitCode.FAILED)  # a loss of so few tokens may rise
+
+
+def test_the_home_of_nobody_is_no_such_file(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["convert", "~nobodyofthisname/x.apr", str(tmp_path / "x")])
+    assert "~nobodyofthisname/x.apr: no such directory" in str(result.exception)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,8 @@ from click.testing import CliRunner
 from console.publish_command import publish_command
 from console.publish_facts import evaluation_result
 from console.publish_gate import NotAccepted, Proven, prove, require_same_model
+from console.publish_plan import Asked, make_plan
+from console.publish_run import publish
 from console.verify.directory import verify
 from dispatch.runs import RunDir, open_run
 from engine.errors import KdError
@@ -116,9 +121,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Train
 def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As they were: the command in this process sets its own, and takes the token out of the environment."""
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 @pytest.fixture
@@ -142,7 +148,8 @@ def stamps(directory: Path) -> dict[str, tuple[int, int]]:
 def test_a_directory_is_whole_compared_and_on_record(trained: Trained, tmp_path: Path) -> None:
     before = stamps(trained.good)
     target = tmp_path / "deep" / "release"
-    run, told = trained.published("--to", target, *STATED, "--evaluation", trained.evaluation)
+    twice = ("--evaluation", trained.evaluation, "--evaluation", os.path.relpath(trained.evaluation, trained.desk.cwd))
+    run, told = trained.published("--to", target, *STATED, *twice)
     assert stamps(trained.good) == before
     assert sorted(os.listdir(target)) == sorted(file["name"] for file in told["files"])
     assert {CARD, LICENCE, "config.json", "tokenizer.json", "model.safetensors"} <= set(os.listdir(target))
@@ -164,6 +171,7 @@ def test_a_directory_is_whole_compared_and_on_record(trained: Trained, tmp_path:
     card = (target / CARD).read_text()
     for words in (told["evidence_id"], "cc0-1.0", "held-out perplexity", trained.evaluation.name, "F-MINE-003"):
         assert words in card, words
+    assert card.count("With the published weights.") == 1
     assert str(trained.desk.cwd) not in card
 
     held = trained.refused("--to", target, *STATED, rc=2)
@@ -280,10 +288,69 @@ def test_a_foreign_directory_is_left_alone(trained: Trained, tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
+def test_nothing_is_put_into_the_evidence_of_a_run(trained: Trained, tmp_path: Path) -> None:
+    run = copied(trained.good, tmp_path)
+    (tmp_path / "link").symlink_to(run / "model")
+    for to in (run / "to", run / "model" / "deep" / "to", tmp_path / "link" / "to"):
+        line = trained.refused("--to", to, *STATED, rc=2, run=run)
+        assert f"inside the evidence of run {run.name}" in line
+    assert verify(run).exit_code == 0
+
+
+def test_what_came_to_stand_there_meanwhile_is_left_alone(trained: Trained, tmp_path: Path) -> None:
+    to = tmp_path / "to"
+
+    def tell(line: str) -> None:
+        if line.startswith("compare"):
+            to.mkdir()
+            (to / "thesis.tex").write_text("mine")
+
+    asked = Asked(None, to, "main", False, False, "psf-2.0", {"data": "cc0-1.0"}, None, None)
+    plan = make_plan(open_run(trained.good), [], asked, tell)
+    with pytest.raises(KdError, match=r"holds thesis.tex, which is of no publication"):
+        publish(plan, None, None, trained.desk.evidence, None, tell)
+    assert (os.listdir(tmp_path), os.listdir(to)) == (["to"], ["thesis.tex"])
+
+
+def comparing(pid: int) -> list[int]:
+    """The process that compares, below a publication's."""
+    with contextlib.suppress(OSError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in children if "publish_check" in Path(f"/proc/{child}/cmdline").read_text()]
+    return []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_leaves_nothing_half_written(
+    trained: Trained, tmp_path: Path, number: signal.Signals
+) -> None:
+    """As a terminal sends it: to the comparing process too, unless that has a group of its own."""
+    command = [sys.executable, "-m", "console", "publish", str(trained.good), "--to", str(tmp_path / "to"), *STATED]
+    command += ["--evidence", str(tmp_path / "evidence")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True
+    ) as started:
+        assert started.stderr is not None
+        said = next(line for line in started.stderr if line.startswith("compare"))
+        until(lambda: comparing(started.pid), "the comparing process")
+        assert os.getpgid(comparing(started.pid)[0]) != started.pid
+        os.killpg(started.pid, number)
+        out, rest = started.communicate(timeout=60)
+    assert (started.returncode, out) == (130, ""), said + rest
+    assert "Traceback" not in rest
+    assert os.listdir(tmp_path) == ["evidence"]
+    [run] = (tmp_path / "evidence").iterdir()
+    assert verify(run).exit_code == 0
+    assert RunFiles(run).end["status"] == "STOPPED"
+
+
 def test_wrong_usage_is_told(trained: Trained, tmp_path: Path) -> None:
     to = str(tmp_path / "to")
     for arguments in (["--to", to, "--repo", REPO], [], ["--to", to, "--private"], ["--to", to, "--revision", "v1"]):
         assert CliRunner().invoke(publish_command, [str(trained.good), *arguments]).exit_code == 2
+    assert "no such user's home" in trained.refused("--to", "~nobody-of-that-name/to", rc=2)
     before = trained.runs()
     for variables, words in (({}, "there is no token"), ({"HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1"}, "OFFLINE is set")):
         done = trained.publish("--repo", REPO, *STATED, **variables)

@@ -25,6 +25,7 @@ from console.row_filter import parse_query
 from console.run_reader import RunReader
 from console.scored import score
 from console.screens.dashboard import Dashboard
+from console.screens.run import RunScreen
 from console.widgets.score import ScorePane
 from dispatch.evidence import open_evidence
 from engine.problems import COMPLETIONS
@@ -154,6 +155,23 @@ def test_a_training_has_its_chart_and_an_evaluation_the_key_of_its_score(tmp_pat
 
     assert panes(good_train(tmp_path / "evidence", 40)) == (True, False, "chart")
     assert panes(evaluated(tmp_path / "evidence", 20)) == (False, True, "score")
+
+
+def test_r_says_which_command_goes_on_with_generated_code_and_asks_nothing(tmp_path: Path) -> None:
+    path = evaluated(tmp_path / "evidence", 20)
+    (path / "problems.jsonl").touch()
+
+    async def body(app: KdConsoleApp, pilot: Pilot[Any]) -> None:
+        await pilot.pause()
+        screen = app.screen
+        assert isinstance(screen, RunScreen)
+        await until(pilot, lambda: screen.check_action("resume", ()) is True, "the key")
+        await pilot.press("r")
+        await until(pilot, lambda: said(app), "the answer")
+        assert f"kdconsole evaluate --resume {path.name} --run-generated-code" in said(app)[0]
+        assert app.screen is screen
+
+    in_app(body, path.parent, size=WIDE, run=path)
 
 
 def test_e_writes_every_problem_as_csv(tmp_path: Path) -> None:

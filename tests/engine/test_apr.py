@@ -379,6 +379,8 @@ def test_the_writer_refuses_what_the_container_cannot_hold(tmp_path: Path) -> No
     for outlines, said in (
         ({}, "0 tensors"),
         ({"n" * 257: ("F32", (1,))}, "a name of 257 bytes"),
+        ({"a\ud800": ("F32", (1,))}, r"a\\ud800: a name that is no UTF-8"),
+        ({"a": ("F32", (1,) * 9)}, "9 dimensions; expected at most 8"),
         ({"a": ("I8", (4,))}, "I8 is not written"),
         ({"a": ("F32", (2,))}, "4 bytes; expected 8"),
     ):

@@ -231,7 +231,18 @@ UNFIT = [
         lambda: without("model.layers.1.mlp.up_proj.weight"),
         "the weights lack model.layers.1.mlp.up_proj",
     ),
-    ("other heads", lambda: model(metadata={"num_kv_heads": 4}), "k_proj"),
+    (
+        "other heads",
+        lambda: model(metadata={"num_kv_heads": 4}),
+        "num_kv_heads is 4 and a head 8 wide, and model.layers.0.self_attn.k_proj.weight has shape [16, 32]",
+    ),
+    ("heads without number", lambda: model(metadata={"num_heads": 2**31 - 1}), "num_heads is 2,147,483,647 and a head"),
+    ("a wide head", lambda: model(metadata={"head_dim": 2**30}), "num_heads is 4 and a head 1,073,741,824 wide"),
+    (
+        "a wide layer",
+        lambda: model(metadata={"intermediate_size": 2**31 - 1}),
+        "intermediate_size is 2,147,483,647, and model.layers.0.mlp.gate_proj.weight has shape [64, 32]",
+    ),
 ]
 
 

@@ -233,7 +233,9 @@ def test_what_a_preparation_stores_is_what_the_store_itself_counts(model_zoo: Mo
         assert gone not in found
 
 
-def test_answers_take_weights_and_their_keys_and_values_and_nothing_of_a_step(model_zoo: ModelZoo) -> None:
+def test_answers_take_weights_and_their_keys_and_values_and_nothing_of_a_step(
+    model_zoo: ModelZoo, tmp_path: Path
+) -> None:
     model = model_zoo.qwen2
     files = inspect_model_dir(model, "student")
     shape = shape_of(files)
@@ -249,6 +251,10 @@ def test_answers_take_weights_and_their_keys_and_values_and_nothing_of_a_step(mo
     cached = 2 * shape.layers * shape.key_value * 4 * 3 * (1_400 + 100)
     assert told["keys and values"].bytes == cached * (shape.layers + 1) / shape.layers
     assert told["completions and results"].bytes == 7 * (100 * 6 + 2_000)
+    own = tmp_path / "own.jsonl"
+    own.write_bytes(b"x" * 999 + b"\n" + b"y\n" * 499)
+    many = configured(None, model, f"evaluate.suite={own}", asked[1], "evaluate.max_new_tokens=100", mode="evaluate")
+    assert rows(estimate(many, None, files, device="cpu"))["completions and results"].bytes == 1_998 + 501 * 2_600
     assert [note for note in found.notes if "answers being run come on top" in note]
     twice = configured(None, model, *asked[:2], "evaluate.batch=6", mode="evaluate")
     more = estimate(twice, None, files, device="cpu")

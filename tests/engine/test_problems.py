@@ -132,7 +132,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "flipped.gz").write_bytes(packed[:-6] + b"\0" * 6)
     (tmp_path / "large").write_bytes(b"x" * 1_000)
     for name, message in (
-        ("none", "cannot be read: No such file or directory; expected humaneval or a file of problems"),
+        ("none", "cannot be read: No such file or directory; expected heldout, humaneval or a file of problems"),
         (".", "not a file"),
         ("pipe", "not a file"),
         ("half.gz", "damaged"),

@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import yaml
 from huggingface_hub import ModelCard, constants
 
 from engine.config import RunConfig, load_config
@@ -39,6 +41,7 @@ APACHE = "\n                                 Apache License\n                   
         ({"LICENSE": APACHE}, "apache-2.0", "LICENSE"),
         ({"README.md": "---\nlicense: other\n---\n", "LICENSE.txt": "MIT License\n\nCopyright"}, "mit", "LICENSE.txt"),
         ({"COPYING": "SPDX-License-Identifier: CC-BY-4.0\n"}, "cc-by-4.0", "COPYING"),
+        ({"LICENSE": "/* SPDX-License-Identifier: MIT */\r\n"}, "mit", "LICENSE"),
     ],
 )
 def test_a_directory_states_its_licence(tmp_path: Path, files: dict[str, str], licence: str, source: str) -> None:
@@ -56,6 +59,9 @@ def test_a_directory_states_its_licence(tmp_path: Path, files: dict[str, str], l
         {"README.md": "---\nlicense: [mit, gpl]\n---\n"},
         {"LICENSE": "All rights reserved. See the MIT License elsewhere.\n"},
         {"LICENSE": "SPDX-License-Identifier: NOASSERTION\n"},
+        {"LICENSE": "SPDX-License-Identifier: MIT AND GPL-3.0-only\n"},
+        {"LICENSE": "MIT License\n\nSPDX-License-Identifier: (MIT OR Apache-2.0)\n"},
+        {"LICENSE": "SPDX-License-Identifier:\nGPL\n"},
     ],
 )
 def test_nothing_is_guessed(tmp_path: Path, files: dict[str, str]) -> None:
@@ -77,6 +83,17 @@ def config_of(**paths: Path | str) -> RunConfig:
     settings = {"teacher.path": "builtin:teacher", "student.path": "builtin:student", "data.path": "builtin:stdlib"}
     settings |= {f"{name}.path": str(path) for name, path in paths.items()}
     return load_config(sets=[f"{key}={value}" for key, value in settings.items()], environ={})
+
+
+def test_data_of_the_same_name_keeps_each_licence(tmp_path: Path) -> None:
+    places = [tmp_path / name / "text" for name in ("one", "other")]
+    for place, licence in zip(places, ("mit", "gpl-3.0"), strict=True):
+        place.mkdir(parents=True)
+        (place / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    config = config_of(teacher="builtin:teacher", student="builtin:student", data=places[0])
+    config = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, path=[str(p) for p in places]))
+    found = licences(config, {})
+    assert [each.id for name, each in found.items() if name.startswith("data text")] == ["mit", "gpl-3.0"]
 
 
 def test_what_is_built_in_has_a_known_licence_and_its_text() -> None:
@@ -180,6 +197,24 @@ def test_a_directory_gets_its_name_at_once_in_place_of_an_earlier_one(tmp_path: 
     assert os.listdir(tmp_path) == ["to"]
 
 
+def test_an_interrupted_replacement_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, rename = tmp_path / "to", os.rename
+    target.mkdir()
+    (target / "README.md").write_text("one")
+    staged = staging_of(target)
+    staged.mkdir()
+
+    def interrupted(source: Path, to: Path) -> None:
+        if source == staged:
+            raise KeyboardInterrupt
+        rename(source, to)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        put_in_place(staged, target)
+    assert (target / "README.md").read_text() == "one"
+
+
 def test_a_disk_without_room_is_told_before(tmp_path: Path) -> None:
     require_room(tmp_path, 10, 2)
     with pytest.raises(RunError, match=r"MB free.*2 times"):
@@ -245,6 +280,16 @@ def test_names_of_others_stay_text_in_the_card() -> None:
     read = ModelCard(card(some_facts(title=hostile, teacher=hostile, data=[hostile], student=hostile), None))
     assert read.data.license == "apache-2.0"
     assert "<script>" not in read.text.replace("\\<script\\>", "")
+
+
+@pytest.mark.parametrize(
+    "name", ["1e3", "no", "0o17", "12", "x: y", "---", "# x", "null", "2026-01-01", "\u2028x", "'"]
+)
+def test_any_name_is_a_text_to_whoever_reads_the_card(name: str) -> None:
+    written = card(some_facts(title=name, licence="1e3"), None).split("---\n")[1]
+    read = yaml.safe_load(written)
+    assert (read["model-index"][0]["name"], read["license_name"]) == (name, "1e3")
+    assert 'license_name: "1e3"' in written  # of itself PyYAML writes 1e3, which is a number in YAML 1.2
 
 
 # What came back

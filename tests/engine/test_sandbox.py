@@ -27,6 +27,7 @@ from engine.errors import KdError
 from engine.sandbox import Limits, Outcome, Program, Sandbox, containment
 from engine.sandbox_containment import judge
 from engine.sandbox_plain import RubbishError, decode, encode, pack
+from engine.sandbox_process import hidden
 from engine.sandbox_walls import (
     IPC_NAMESPACE,
     LANDLOCK,
@@ -221,6 +222,18 @@ def test_a_test_may_expect_an_exception_of_the_answer() -> None:
     test = "try:\n    candidate(1)\nexcept KeyError as e:\n    assert 'x' in str(e)\nelse:\n    assert False"
     assert run("raise KeyError('x')", test).passed
     assert run("return 1", test).outcome == "wrong"
+
+
+def test_an_answer_that_says_it_is_at_the_end_does_not_end_the_test() -> None:
+    test = "for found in map(candidate, [1, 2]):\n    assert found == 1"
+    assert run("raise StopIteration", test).outcome == "error"
+    assert run("raise StopAsyncIteration", test).outcome == "error"
+    assert run("return 1", test).passed
+
+
+def test_a_value_too_long_to_be_told_is_wrong_all_the_same() -> None:
+    found = run("return 1 << 100000", "x = candidate()\nassert x == 1, x")
+    assert (found.outcome, found.detail) == ("wrong", "AssertionError (line 3 of the test: assert x == 1, x)")
 
 
 # What a program may not do to others. Each is seen from outside, and shown to happen without walls.
@@ -556,6 +569,50 @@ def test_the_own_files_are_a_library_that_cannot_be_written() -> None:
     assert run(body, "assert candidate() == ['Read-only file system'] * 2, candidate()", NAMESPACES).detail == ""
     listed = "import os; return sorted(os.listdir('/'))"
     assert run(listed, "assert not {'proc', 'home', 'tmp', 'sys'} & set(candidate())", NAMESPACES).detail == ""
+
+
+@pytest.mark.parametrize("walls", [ALL, NAMESPACES])
+def test_installed_packages_are_not_there_with_their_answers(walls: str) -> None:
+    places = hidden()
+    if not any(map(os.listdir, places)):
+        pytest.skip("this Python has no packages of its own")
+    body = f"import os; return [os.path.isdir(each) and os.listdir(each) for each in {places!r}]"
+    assert run(body, f"assert candidate() == {[[] for _ in places]}, candidate()", walls).detail == ""
+    assert run(body, f"assert candidate() != {[[] for _ in places]}", NONE).passed
+
+
+def test_what_limits_open_files_limits_the_programs_at_a_time() -> None:
+    code = """
+        import resource
+        from engine.sandbox import *
+        from tests.engine.test_sandbox import program
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+        with Sandbox(Limits(), 30) as made:
+            assert 1 <= made.workers < 10
+            assert all(found.passed for _, found in made.run_all((n, program("return 1")) for n in range(12)))
+        print("ran")
+        with Sandbox(Limits(), 1) as made:
+            held = []
+            try:
+                while True:
+                    held.append(open("/dev/null"))
+            except OSError:
+                held.pop()
+            try:
+                made.run(program("return 1"))
+            except SandboxError as error:
+                print(error)
+    """
+    told = subprocess.run(
+        [sys.executable, "-c", dedent(code)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ran, refused = told.stdout.splitlines()
+    assert ran == "ran"
+    assert refused.startswith("a program cannot be started: Too many open files")
 
 
 def test_output_goes_nowhere() -> None:
