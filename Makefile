@@ -49,6 +49,9 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python bench/console.py
 	$(BIN)/python bench/dispatch.py
 	$(BIN)/python bench/evidence.py
+	$(BIN)/python bench/generation.py
+	$(BIN)/python bench/sandbox.py
+	$(BIN)/python bench/apr.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -136,7 +136,7 @@ def read_apr(path: Path) -> AprFile:
 def require_whole(path: Path, poll: Poll = lambda: None) -> None:
     """Check the CRC-32 that ends the file against all bytes before it, read once from beginning to end.
 
-    Takes seconds for a file of some GB: zlib does 0.4 to 1 GB a second, and disks may do less.
+    Takes seconds for a file of some GB: a third of one a GB for the sum, and what the disk takes to bring it.
 
     Args:
         path: the file.

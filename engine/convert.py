@@ -6,8 +6,6 @@ tensor's bytes are computed once more from the source and compared, before anyth
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import math
 import os
@@ -22,11 +20,12 @@ from engine.apr import COMPANIONS
 from engine.apr_model import EMBEDDING, HEAD, dominant
 from engine.apr_values import Values, converted
 from engine.apr_writer import Outlines, metadata_of, require_known, write_apr
-from engine.durable import discard, partial_of, sync_directory, write_new
+from engine.durable import sync_directory, write_new
 from engine.errors import KdError, ModelError
 from engine.formats import HEADER_CAP, SINGLE_FILE, ModelFiles, inspect_model_dir, read_tensors, resolve_builtin
 from engine.sniff import TensorEntry, say
 from engine.weight_source import Weights, open_weights
+from engine.workplace import workplace
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Tell = Callable[[str], None]
@@ -121,7 +120,7 @@ def written_bytes(weights: Weights, name: str, dtype: str) -> bytes:
 def _make_directory(
     files: ModelFiles, weights: Weights, outlines: Outlines, metadata: dict[str, Any], target: Path, tell: Tell
 ) -> Converted:
-    with _workplace(target) as partial:
+    with workplace(target, "conversion") as partial:
         companions = _copy_companions(files.directory, partial)
         config = files.config | {"dtype": _dtype_name(outlines)}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -144,7 +143,7 @@ def _make_apr(
 ) -> Converted:
     new = not target.parent.exists()
     # Beside other files the weights come last: where the APR file stands, its tokenizer does.
-    with _workplace(target.parent if new else target) as partial:
+    with workplace(target.parent if new else target, "conversion") as partial:
         companions = _copy_companions(files.directory, partial)
         if not new:
             _require_same_companions(partial, target, companions)
@@ -331,28 +330,3 @@ def _require_room(target: Path, written: int) -> None:
             expected="room for the model",
             do="make room, or choose a place on another disk",
         )
-
-
-@contextlib.contextmanager
-def _workplace(target: Path) -> Iterator[Path]:
-    """An empty hidden sibling that one conversion has for itself; gone afterwards, unless it got its name."""
-    partial = partial_of(target)
-    with contextlib.suppress(FileExistsError):
-        partial.mkdir(mode=0o700)
-    held = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = os.path.samestat(os.fstat(held), os.stat(partial))
-        except (BlockingIOError, FileNotFoundError):
-            mine = False
-        if not mine:
-            raise ModelError(f"{say(target)}: another conversion into it is going on", do="wait for it")
-        try:
-            for left in partial.iterdir():
-                discard(left)
-            yield partial
-        finally:
-            discard(partial)
-    finally:
-        os.close(held)

@@ -8,7 +8,6 @@ directory that it is for, and gets its name when everything held.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,13 +24,14 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from engine.durable import discard, partial_of, sync_directory
+from engine.durable import discard, sync_directory
 from engine.errors import KdError, ModelError
 from engine.formats import INDEX_FILE, ModelFiles, inspect_model_dir
 from engine.gguf_file import GgufFacts
 from engine.import_card import licence_of, model_card
 from engine.sniff import Format, identify, read_json, read_safetensors_header, refuse, say, unreadable
 from engine.vitals import proc_bytes
+from engine.workplace import workplace
 
 SCHEMA: Final = "kdconsole.import/1"
 RECORD: Final = "import.json"
@@ -106,7 +106,7 @@ def import_model(request: Request, tell: Tell = lambda text: None) -> Imported:
         dtype = _dtype(request.dtype, files, facts)
         values = files.parameters if files is not None else facts.values if facts is not None else 0
         _require_room(target, values, dtype)
-        with _workplace(target) as partial:
+        with workplace(target, "import") as partial:
             asked = {"source": str(source), "partial": str(partial), "untrained": request.untrained}
             written = _stage("write", {**asked, "dtype": dtype, "gguf": facts is not None}, tell)
             checked = _stage("check", {**asked, "facts": None if facts is None else msgspec.to_builtins(facts)}, tell)
@@ -260,31 +260,6 @@ def _require_room(target: Path, values: int, dtype: str) -> None:
             expected="memory for the model in float32",
             do="import it on a larger machine and copy the directory",
         )
-
-
-@contextlib.contextmanager
-def _workplace(target: Path) -> Iterator[Path]:
-    """An empty hidden sibling that one import has for itself; gone afterwards, unless it got its name."""
-    partial = partial_of(target)
-    with contextlib.suppress(FileExistsError):
-        partial.mkdir(mode=0o700)
-    held = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = os.path.samestat(os.fstat(held), os.stat(partial))
-        except (BlockingIOError, FileNotFoundError):
-            mine = False
-        if not mine:
-            raise ModelError(f"{say(target)}: another import into it is going on", do="wait for it")
-        try:
-            for left in partial.iterdir():
-                discard(left)
-            yield partial
-        finally:
-            discard(partial)
-    finally:
-        os.close(held)
 
 
 def _commit(partial: Path, target: Path) -> None:
